@@ -1,0 +1,24 @@
+from pathlib import Path
+
+from sb3_agd.agdppo import AGDPPO, AugmentedRolloutBuffer, GuidanceCallback
+from sb3_agd.world_model import (
+    DiffusionWorldModel,
+    ExponentialAdvantageGuide,
+    Guide,
+    RewardGuide,
+    SigmoidAdvantageGuide,
+)
+
+__version__ = Path(__file__).with_name("version.txt").read_text().strip()
+
+__all__ = [
+    "AGDPPO",
+    "AugmentedRolloutBuffer",
+    "DiffusionWorldModel",
+    "ExponentialAdvantageGuide",
+    "Guide",
+    "GuidanceCallback",
+    "RewardGuide",
+    "SigmoidAdvantageGuide",
+    "__version__",
+]

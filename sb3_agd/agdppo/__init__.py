@@ -1,0 +1,5 @@
+from sb3_agd.agdppo.agdppo import AGDPPO
+from sb3_agd.agdppo.guidance_callback import GuidanceCallback
+from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
+
+__all__ = ["AGDPPO", "AugmentedRolloutBuffer", "GuidanceCallback"]

@@ -1,0 +1,343 @@
+"""Advantage-guided diffusion PPO."""
+
+import io
+
+import pathlib
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_agd.agdppo.guidance_callback import GuidanceCallback, make_guide, make_schedule
+from sb3_agd.agdppo.imagination import Imagination, ImaginationState
+from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
+from sb3_agd.agdppo.spaces import make_codec
+from sb3_agd.agdppo.trajectory_store import TrajectoryStore
+from sb3_agd.world_model import DiffusionWorldModel, Guide, Segments
+from sb3_agd.world_model.world_model import TerminationFn
+
+SelfAGDPPO = TypeVar("SelfAGDPPO", bound="AGDPPO")
+
+
+class AGDPPO(PPO):
+    """
+    Advantage-Guided Diffusion PPO: Proximal Policy Optimization whose updates also learn from trajectory segments that a diffusion world
+    model imagines, steered by the advantage of the current critic. All of PPO's arguments, defaults and methods stay as they are; with
+    ``synthetic_ratio=0`` it is PPO.
+
+    Paper: https://arxiv.org/abs/2604.09035
+
+    :param policy: The policy model to use (MlpPolicy, or a custom ``ActorCriticPolicy``)
+    :param env: The environment to learn from (if registered in Gym, can be str). Observations: Box without images, Discrete,
+        MultiDiscrete, MultiBinary; actions: Box, Discrete, MultiDiscrete, MultiBinary
+    :param learning_rate: The learning rate, it can be a function
+        of the current progress remaining (from 1 to 0)
+    :param n_steps: The number of steps to run for each environment per update
+        (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel)
+    :param batch_size: Minibatch size, real and imagined rows together
+    :param n_epochs: Number of epochs when optimizing the surrogate loss
+    :param gamma: Discount factor
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
+    :param clip_range: Clipping parameter, it can be a function of the current progress
+        remaining (from 1 to 0).
+    :param clip_range_vf: Clipping parameter for the value function,
+        it can be a function of the current progress remaining (from 1 to 0). ``None``: no clipping
+    :param normalize_advantage: Whether to normalize or not the advantage
+    :param ent_coef: Entropy coefficient for the loss calculation
+    :param vf_coef: Value function coefficient for the loss calculation
+    :param max_grad_norm: The maximum value for the gradient clipping
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
+        instead of action noise exploration (default: False)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+        Default: -1 (only sample at the beginning of the rollout)
+    :param rollout_buffer_class: Subclass of :class:`AugmentedRolloutBuffer` to use, ``None`` for that class itself
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
+    :param target_kl: Limit the KL divergence between updates. By default, there is no limit
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators. Imagination has a private generator with the same seed
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible.
+    :param guidance: What imagined segments are steered towards: ``"sag"`` or ``"eag"`` (Sigmoid or Exponential Advantage Guidance),
+        ``"reward"``, ``"none"``, or a :class:`Guide` of your own
+    :param guidance_scale: Strength of the guidance, in standard deviations of the states per standard deviation of the
+        advantage; in training it is multiplied by the explained variance of the critic, so that a critic that knows nothing guides
+        nothing. It can be a function of the current progress remaining (from 1 to 0)
+    :param horizon: Number of transitions of an imagined segment
+    :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the current progress
+        remaining (from 1 to 0). While it is 0, the world model is not trained either
+    :param n_denoising_steps: Number of calls of the denoiser per segment
+    :param sampler: ``"flow"`` (flow matching, a handful of steps), ``"ddim"`` or ``"ddpm"`` (the paper's, with 128 steps)
+    :param world_model_gradient_steps: Updates of the world model per rollout (five times as many for the first)
+    :param world_model_batch_size: Segments per update of the world model
+    :param world_model_learning_rate: Learning rate of the world model. It can be a function of the current progress
+        remaining (from 1 to 0)
+    :param world_model_warmup: Real transitions before the world model is first fitted and used
+    :param world_model_buffer_size: Real transitions that the world model is trained on; the oldest are overwritten
+    :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``, ``width``, ``depth``,
+        ``ema_decay``)
+    :param termination_fn: The true rule of termination where it is known, in place of the learned one. It gets numpy arrays
+        ``(observations, actions, next_observations)`` in raw units with one row per transition and returns one boolean per row
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: If an argument is invalid or a space is not supported
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        guidance: str | Guide = "sag",
+        guidance_scale: float | Schedule = 0.3,
+        horizon: int = 8,
+        synthetic_ratio: float | Schedule = 8.0,
+        n_denoising_steps: int = 4,
+        sampler: str = "flow",
+        world_model_gradient_steps: int = 100,
+        world_model_batch_size: int = 256,
+        world_model_learning_rate: float | Schedule = 1e-3,
+        world_model_warmup: int = 1000,
+        world_model_buffer_size: int = 1_000_000,
+        world_model_kwargs: dict[str, Any] | None = None,
+        termination_fn: TerminationFn | None = None,
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class or AugmentedRolloutBuffer,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.guidance = guidance
+        self.guidance_scale = guidance_scale
+        self.horizon = horizon
+        self.synthetic_ratio = synthetic_ratio
+        self.n_denoising_steps = n_denoising_steps
+        self.sampler = sampler
+        self.world_model_gradient_steps = world_model_gradient_steps
+        self.world_model_batch_size = world_model_batch_size
+        self.world_model_learning_rate = world_model_learning_rate
+        self.world_model_warmup = world_model_warmup
+        self.world_model_buffer_size = world_model_buffer_size
+        self.world_model_kwargs = world_model_kwargs
+        self.termination_fn = termination_fn
+        self._imagination_state: ImaginationState | None = None
+
+        if _init_setup_model:
+            self._setup_model()
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        wrapped = PPO._wrap_env(env, verbose, monitor_wrapper)
+        # Refuse what cannot be imagined before SB3 advises a policy for it
+        make_codec(wrapped.observation_space, "observation")
+        make_codec(wrapped.action_space, "action")
+        return wrapped
+
+    def _setup_model(self) -> None:
+        guidance_callback = self._make_guidance_callback()
+        if not issubclass(self.rollout_buffer_class, AugmentedRolloutBuffer):
+            raise ValueError(
+                f"`rollout_buffer_class` must be a subclass of AugmentedRolloutBuffer, not {self.rollout_buffer_class}"
+            )
+        super()._setup_model()
+        self.imagination: Imagination = guidance_callback.build(self, self._imagination_state)
+        self._imagination_state = self.imagination.state
+
+    def _make_guidance_callback(self) -> GuidanceCallback:
+        """
+        :return: A callback with the present values of all settings
+        :raises ValueError: If a setting is invalid
+        """
+        return GuidanceCallback(
+            guidance=self.guidance,
+            guidance_scale=self.guidance_scale,
+            horizon=self.horizon,
+            synthetic_ratio=self.synthetic_ratio,
+            n_denoising_steps=self.n_denoising_steps,
+            sampler=self.sampler,
+            world_model_gradient_steps=self.world_model_gradient_steps,
+            world_model_batch_size=self.world_model_batch_size,
+            world_model_learning_rate=self.world_model_learning_rate,
+            world_model_warmup=self.world_model_warmup,
+            world_model_buffer_size=self.world_model_buffer_size,
+            world_model_kwargs=self.world_model_kwargs,
+            termination_fn=self.termination_fn,
+            verbose=self.verbose,
+        )
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        guidance_callback = self._make_guidance_callback()
+        guidance_callback.imagination = self.imagination
+        guidance_callback.progress_bar = progress_bar
+        if isinstance(callback, list):
+            callback = CallbackList(callback)
+        elif not isinstance(callback, BaseCallback):
+            callback = ConvertCallback(callback)
+        # Before the user's callbacks: a checkpoint holds the step that it was taken at
+        return super()._init_callback(CallbackList([guidance_callback, callback]), progress_bar)
+
+    def learn(
+        self: SelfAGDPPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "AGDPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfAGDPPO:
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    @property
+    def world_model(self) -> DiffusionWorldModel:
+        """The diffusion world model."""
+        return self.imagination.world_model
+
+    @property
+    def replay_buffer(self) -> TrajectoryStore:
+        """The real transitions that the world model is trained on."""
+        return self.imagination.store
+
+    def imagine(
+        self,
+        observations: np.ndarray,
+        guidance: str | Guide | None = None,
+        guidance_scale: float | None = None,
+        seed: int | None = None,
+    ) -> Segments[np.ndarray]:
+        """
+        Imagine one segment from each of the given states with the current policy.
+
+        :param observations: Observations as the environment gives them, never normalised, shape (B, observation_dim)
+        :param guidance: See the constructor; ``None`` for the model's own
+        :param guidance_scale: Strength of the guidance, taken as it is; ``None`` for the model's own at the current progress
+        :param seed: Seed of all noise; ``None`` to draw on from the private generator
+        :return: Segments in raw environment units: ``observations`` (B, H + 1, observation_dim) with the given states first, ``actions``
+            (B, H, action_dim) as the environment would receive them, ``rewards``, ``terminations`` and ``mask``, each (B, H).
+            What lies behind a termination is masked
+        :raises ValueError: If an argument is invalid
+        """
+        codec, action_codec = self.imagination.observation_codec, self.imagination.action_codec
+        observations = np.asarray(observations)
+        flat_shape = (int(np.prod(codec.shape)),)
+        shapes = {flat_shape, codec.shape} | ({()} if codec.shape == (1,) else set())
+        if observations.ndim == 0 or observations.shape[1:] not in shapes:
+            raise ValueError(f"`observations` must have shape (B, {flat_shape[0]}), not {observations.shape}")
+        if not np.all(np.isfinite(observations)):
+            raise ValueError("`observations` must be finite, there is NaN or infinity in them")
+        guide = make_guide(self.guidance if guidance is None else guidance)
+        scale = make_schedule("guidance_scale", self.guidance_scale if guidance_scale is None else guidance_scale)
+        starts = th.as_tensor(codec.encode(observations), device=self.device)
+        generator = self.imagination.generator(seed)
+        segments, _ = self.imagination.imagine(starts, guide, scale(self._current_progress_remaining), generator)
+        states = codec.decode(segments.observations).cpu().numpy().astype(codec.dtype)
+        states[:, 0] = observations.reshape(len(observations), -1)
+        return Segments(
+            observations=states,
+            actions=action_codec.decode(segments.actions).cpu().numpy().astype(action_codec.dtype),
+            rewards=segments.rewards.cpu().numpy(),
+            terminations=segments.terminations.cpu().numpy(),
+            mask=segments.mask.cpu().numpy(),
+        )
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the real transitions as plain arrays (npz, whatever the name of the file).
+
+        :param path: Path to the file, or an open file; missing folders are created
+        """
+        file = open_path(path, "w", verbose=self.verbose, suffix="npz")
+        self.replay_buffer.save(file)
+        if isinstance(path, (str, pathlib.Path)):
+            file.close()
+
+    def load_replay_buffer(
+        self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True
+    ) -> None:
+        """
+        Load the real transitions.
+
+        :param path: Path to the file, or an open file
+        :param truncate_last_traj: Whether the episodes that were under way when the file was written count as interrupted.
+            They must, unless the environments go on from the very same states
+        :raises ValueError: If the file is damaged or comes from other spaces or settings; the present transitions are kept then
+        """
+        file = open_path(path, "r", verbose=self.verbose, suffix="npz")
+        try:
+            self.replay_buffer.load(file)
+        except ValueError as error:
+            raise ValueError(f"Cannot load transitions from {path}: {error}") from error
+        finally:
+            if isinstance(path, (str, pathlib.Path)):
+                file.close()
+        if truncate_last_traj:
+            self.replay_buffer.end_episodes()
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "imagination"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        return [*state_dicts, "world_model", "world_model.optimizer"], variables

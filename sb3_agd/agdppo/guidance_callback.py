@@ -1,0 +1,273 @@
+"""The callback that puts imagined segments into the rollout buffer before each update."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule
+from tqdm import tqdm
+
+from sb3_agd.agdppo.imagination import Imagination, ImaginationState
+from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
+from sb3_agd.world_model import DiffusionWorldModel, Guide
+from sb3_agd.world_model.guides import GUIDES
+
+# The first fit takes this many times the updates of the later ones
+WARMUP_FITS = 5
+
+
+def make_guide(guidance: str | Guide) -> Guide | None:
+    """
+    :param guidance: Name of a guide, ``"none"``, or a guide
+    :return: The guide, ``None`` for no guidance
+    :raises ValueError: If there is no such guide
+    """
+    if isinstance(guidance, Guide):
+        return guidance
+    if guidance == "none":
+        return None
+    if not isinstance(guidance, str) or guidance not in GUIDES:
+        raise ValueError(f"`guidance` must be one of {[*GUIDES, 'none']} or an instance of `Guide`, not {guidance!r}")
+    return GUIDES[guidance]()
+
+
+def check_integer(name: str, value: Any, minimum: int) -> None:
+    """
+    :param name: Name of an argument
+    :param value: Its value
+    :param minimum: Its lowest valid value
+    :raises ValueError: If the value is not an integer of at least the minimum
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise ValueError(f"`{name}` must be an integer of at least {minimum}, not {value!r}")
+
+
+def make_schedule(name: str, value: float | Schedule, positive: bool = False) -> Schedule:
+    """
+    :param name: Name of an argument
+    :param value: A number, or a function of the remaining progress (from 1 to 0)
+    :param positive: Whether zero is invalid
+    :return: The schedule, which checks each of its values
+    :raises ValueError: If the value is not a finite number, or is negative
+    """
+
+    def check(number: Any) -> float:
+        valid = isinstance(number, (int, float, np.number)) and np.isfinite(number) and number >= 0
+        if not valid or (positive and number == 0):
+            expected = "a positive number" if positive else "a number of at least 0"
+            raise ValueError(f"`{name}` must be {expected} or a schedule of such numbers, not {number!r}")
+        return float(number)
+
+    if not callable(value):
+        check(value)
+    schedule = FloatSchedule(value)
+    check(schedule(1.0))
+    return lambda progress_remaining: check(schedule(progress_remaining))
+
+
+class GuidanceCallback(BaseCallback):
+    """
+    Learn a diffusion world model from the real rollouts and, before each policy update, augment the rollout buffer with
+    imagined segments, steered by the advantage of the current critic.
+
+    AGDPPO installs this callback by itself. It also works with other on-policy algorithms of SB3 and sb3-contrib, such as A2C and TRPO,
+    if they are created with ``rollout_buffer_class=AugmentedRolloutBuffer``.
+
+    Paper: https://arxiv.org/abs/2604.09035
+
+    :param guidance: What imagined segments are steered towards: ``"sag"`` or ``"eag"`` (Sigmoid or Exponential Advantage Guidance),
+        ``"reward"``, ``"none"``, or a :class:`Guide` of your own
+    :param guidance_scale: Strength of the guidance, in standard deviations of the states per standard deviation of the
+        advantage; it is multiplied by the explained variance of the critic. It can be a function of the remaining progress (from 1 to 0)
+    :param horizon: Number of transitions of an imagined segment
+    :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the remaining progress.
+        With 0, the world model is not trained either
+    :param n_denoising_steps: Number of calls of the denoiser per segment
+    :param sampler: ``"flow"`` (flow matching), ``"ddim"`` or ``"ddpm"``
+    :param world_model_gradient_steps: Updates of the world model per rollout (five times as many for the first)
+    :param world_model_batch_size: Segments per update of the world model
+    :param world_model_learning_rate: Learning rate of the world model. It can be a function of the remaining progress
+    :param world_model_warmup: Real transitions before the world model is first fitted and used
+    :param world_model_buffer_size: Real transitions that the world model is trained on; the oldest are overwritten
+    :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``, ``width``, ``depth``,
+        ``ema_decay``, ``termination_fn``)
+    :param termination_fn: The true rule of termination where it is known, in place of the learned one. It gets numpy arrays
+        ``(observations, actions, next_observations)`` in raw units with one row per transition and returns one boolean per row
+    :param progress_bar: Show a progress bar while the world model is fitted for the first time
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :raises ValueError: If an argument is invalid
+    """
+
+    def __init__(
+        self,
+        guidance: str | Guide = "sag",
+        guidance_scale: float | Schedule = 0.3,
+        horizon: int = 8,
+        synthetic_ratio: float | Schedule = 8.0,
+        n_denoising_steps: int = 4,
+        sampler: str = "flow",
+        world_model_gradient_steps: int = 100,
+        world_model_batch_size: int = 256,
+        world_model_learning_rate: float | Schedule = 1e-3,
+        world_model_warmup: int = 1000,
+        world_model_buffer_size: int = 1_000_000,
+        world_model_kwargs: dict[str, Any] | None = None,
+        termination_fn: Any | None = None,
+        progress_bar: bool = False,
+        verbose: int = 0,
+    ):
+        super().__init__(verbose)
+        self.guide = make_guide(guidance)
+        self.guidance_scale = make_schedule("guidance_scale", guidance_scale)
+        self.synthetic_ratio = make_schedule("synthetic_ratio", synthetic_ratio)
+        self.world_model_learning_rate = make_schedule("world_model_learning_rate", world_model_learning_rate, positive=True)
+        check_integer("horizon", horizon, 1)
+        check_integer("world_model_gradient_steps", world_model_gradient_steps, 1)
+        check_integer("world_model_batch_size", world_model_batch_size, 1)
+        check_integer("world_model_warmup", world_model_warmup, 0)
+        # A window and the state after it must fit into the ring
+        check_integer("world_model_buffer_size", world_model_buffer_size, horizon + 2)
+        self.world_model_gradient_steps = world_model_gradient_steps
+        self.world_model_batch_size = world_model_batch_size
+        self.world_model_warmup = world_model_warmup
+        self.world_model_buffer_size = world_model_buffer_size
+        self.world_model_kwargs = {
+            "horizon": horizon,
+            "n_denoising_steps": n_denoising_steps,
+            "sampler": sampler,
+            "termination_fn": termination_fn,
+            **(world_model_kwargs or {}),
+        }
+        self.progress_bar = progress_bar
+        self.imagination: Imagination | None = None
+        self._seconds = {"fit": 0.0, "imagine": 0.0}
+        self._iteration_start = time.perf_counter()
+
+    @property
+    def world_model(self) -> DiffusionWorldModel:
+        """The world model, there as soon as training begins."""
+        assert self.imagination is not None, "The world model is built when training begins"
+        return self.imagination.world_model
+
+    def build(self, model: OnPolicyAlgorithm, state: ImaginationState | None = None) -> Imagination:
+        """
+        Build the world model and the store of transitions for an algorithm.
+
+        :param model: The algorithm
+        :param state: State of an earlier run to go on from
+        :return: What the callback works with from now on
+        :raises ValueError: If the algorithm or its spaces are not supported
+        """
+        rows_per_environment = self.world_model_buffer_size // model.n_envs
+        if rows_per_environment < self.world_model_kwargs["horizon"] + 2:
+            raise ValueError(
+                f"`world_model_buffer_size` {self.world_model_buffer_size} is too small: each of the {model.n_envs} environments "
+                f"needs room for `horizon` + 2 = {self.world_model_kwargs['horizon'] + 2} transitions"
+            )
+        self.imagination = Imagination(model, self.world_model_buffer_size, self.world_model_kwargs, state)
+        return self.imagination
+
+    def _init_callback(self) -> None:
+        if not isinstance(self.model, OnPolicyAlgorithm) or not isinstance(self.model.rollout_buffer, AugmentedRolloutBuffer):
+            raise ValueError(
+                f"GuidanceCallback needs an on-policy algorithm with `rollout_buffer_class=AugmentedRolloutBuffer`, "
+                f"{type(self.model).__name__} has none"
+            )
+        if self.imagination is None:
+            self.build(self.model)
+
+    def _on_training_start(self) -> None:
+        assert self.imagination is not None
+        self._iteration_start = time.perf_counter()
+        if np.all(self.model._last_episode_starts):
+            # `learn` has just reset the environments, unless all episodes are over anyway
+            self.imagination.store.end_episodes()
+
+    def _on_rollout_start(self) -> None:
+        assert self.imagination is not None
+        self.imagination.start_rollout()
+
+    def _on_step(self) -> bool:
+        assert self.imagination is not None
+        self.imagination.record(self.locals)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        imagination = self.imagination
+        assert imagination is not None
+        # SB3 updates its own figure only after this hook
+        progress_remaining = 1.0 - self.num_timesteps / self.model._total_timesteps
+        buffer = self.model.rollout_buffer
+        imagination.finish_rollout(buffer)
+        ratio = self.synthetic_ratio(progress_remaining)
+        ready = imagination.state.fitted or len(imagination.store) >= self.world_model_warmup
+        self._seconds = {"fit": 0.0, "imagine": 0.0}
+        if ratio > 0 and ready:
+            self._fit(imagination, buffer, progress_remaining)
+            with self._timed("imagine"):
+                imagination.augment(buffer, self.guide, self.guidance_scale(progress_remaining), ratio)
+        self._log(imagination, buffer)
+
+    def _fit(self, imagination: Imagination, buffer: AugmentedRolloutBuffer, progress_remaining: float) -> None:
+        """
+        Test the world model on the newest rollout, then train on all of them.
+
+        :param imagination: World model and data
+        :param buffer: The algorithm's rollout buffer
+        :param progress_remaining: Remaining progress, from 1 to 0
+        """
+        first = not imagination.state.fitted
+        if not first:
+            with self._timed("imagine"):
+                errors = imagination.test(buffer)
+            self.logger.record("agd/held_out_error", errors["states"][-1].item())
+            self.logger.record("agd/imagined_termination_rate", errors["imagined_terminations"].item())
+            self.logger.record("agd/real_termination_rate", errors["real_terminations"].item())
+        gradient_steps = self.world_model_gradient_steps * (WARMUP_FITS if first else 1)
+        with (
+            self._timed("fit"),
+            tqdm(desc="World model warm-up", total=gradient_steps, disable=not (first and self.progress_bar)) as bar,
+        ):
+            losses = imagination.fit(
+                gradient_steps,
+                self.world_model_batch_size,
+                self.world_model_learning_rate(progress_remaining),
+                bar.update,
+            )
+        self.logger.record("agd/world_model_loss", losses["denoising_loss"])
+        self.logger.record("agd/termination_loss", losses["termination_loss"])
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """
+        Add the duration of a block to the figure of that name.
+
+        :param name: ``"fit"`` or ``"imagine"``
+        """
+        start = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - start
+
+    def _log(self, imagination: Imagination, buffer: AugmentedRolloutBuffer) -> None:
+        """
+        :param imagination: World model and data
+        :param buffer: The algorithm's rollout buffer
+        """
+        now = time.perf_counter()
+        duration = now - self._iteration_start
+        self._iteration_start = now
+        self.logger.record("agd/n_imagined", buffer.n_imagined)
+        self.logger.record("agd/real_advantage_mean", float(buffer.advantages.mean()))
+        if buffer.imagined is not None:
+            self.logger.record("agd/imagined_advantage_mean", buffer.imagined.advantages.mean().item())
+        self.logger.record("agd/guidance_norm", imagination.world_model.guidance_norm)
+        self.logger.record("agd/critic_trust", imagination.state.critic_trust)
+        for name, seconds in self._seconds.items():
+            self.logger.record(f"agd/{name}_time_share", seconds / duration)

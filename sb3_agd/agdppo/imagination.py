@@ -1,0 +1,408 @@
+"""Everything between an SB3 on-policy algorithm and the world model: recording, fitting, imagining."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from stable_baselines3.common.utils import explained_variance
+
+from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy
+from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
+from sb3_agd.agdppo.spaces import make_codec
+from sb3_agd.agdppo.trajectory_store import TrajectoryStore
+from sb3_agd.world_model import Critic, DiffusionWorldModel, Guide, Segments
+
+# Imagination starts from states among this many newest transitions: older ones come from policies that are no more
+RECENT_TRANSITIONS = 20_000
+# Values are bounded by the returns of this many newest rollouts, and of this many transitions at least
+RECENT_ROLLOUTS = 20
+MIN_RETURN_TRANSITIONS = 2_000
+# The range of real returns, widened by this share of its width, bounds the values of imagined rows
+VALUE_MARGIN = 0.25
+# Windows of the newest rollout that the world model is tested on before it sees them
+HELD_OUT_WINDOWS = 256
+# Weight of the newest rollout in the running deviation of the advantage
+ADVANTAGE_STD_RATE = 0.1
+
+
+def discounted_returns(rewards: np.ndarray, gamma: float) -> np.ndarray:
+    """
+    :param rewards: Rewards of consecutive steps, shape (T,)
+    :param gamma: Discount factor
+    :return: Discounted sum of the rewards from each step to the last one, shape (T,)
+    """
+    returns = np.empty(len(rewards))
+    future = 0.0
+    for step in reversed(range(len(rewards))):
+        future = float(rewards[step]) + gamma * future
+        returns[step] = future
+    return returns
+
+
+@dataclass
+class ImaginationState:
+    """
+    What must survive saving besides the weights.
+
+    :param rng: Private source of all randomness of the world model and of imagination
+    :param fitted: Whether the world model was ever fitted
+    :param advantage_std: Running standard deviation of the one-step advantage on real data, in the critic's units
+    :param critic_trust: Explained variance of the critic on the newest rollout, at least 0: a factor of the guidance
+    :param value_range: Lowest and highest value that imagined rows may have, in the critic's units
+    """
+
+    rng: np.random.Generator
+    fitted: bool = False
+    advantage_std: float | None = None
+    critic_trust: float = 0.0
+    value_range: tuple[float, float] = field(default=(-math.inf, math.inf))
+
+
+class Imagination:
+    """
+    World model, store of real transitions and agent, and what they do together.
+
+    :param model: The algorithm
+    :param capacity: Rows of the store over all environments
+    :param world_model_kwargs: Arguments of :class:`DiffusionWorldModel`
+    :param state: State of an earlier run to go on from, ``None`` to start afresh with the seed of the algorithm
+    """
+
+    def __init__(
+        self,
+        model: OnPolicyAlgorithm,
+        capacity: int,
+        world_model_kwargs: dict[str, Any],
+        state: ImaginationState | None = None,
+    ):
+        self.observation_codec = make_codec(model.observation_space, "observation")
+        self.action_codec = make_codec(model.action_space, "action")
+        self.model = model
+        self.state = state or ImaginationState(np.random.default_rng(model.seed))
+        self.world_model = DiffusionWorldModel(
+            self.observation_codec.size,
+            self.action_codec.size,
+            **{
+                "seed": model.seed,
+                **world_model_kwargs,
+                "termination_fn": self._in_raw_units(world_model_kwargs.get("termination_fn")),
+            },
+        ).to(model.device)
+        self.store = TrajectoryStore(capacity, model.n_envs, self.observation_codec.size, self.action_codec.size)
+        # Observation vectors that the environments are in
+        self._current = np.empty(0)
+
+    def _in_raw_units(self, termination_fn: Callable | None) -> Callable | None:
+        """
+        :param termination_fn: The user's rule, on raw observations and actions
+        :return: The same rule on vectors of the world model
+        """
+        if termination_fn is None or not callable(termination_fn):
+            return termination_fn
+
+        def on_vectors(observations: np.ndarray, actions: np.ndarray, next_observations: np.ndarray) -> np.ndarray:
+            decode = (
+                lambda codec, vectors: codec.decode(th.from_numpy(vectors)).numpy().astype(codec.dtype)  # noqa: E731
+            )
+            return termination_fn(
+                decode(self.observation_codec, observations),
+                decode(self.action_codec, actions),
+                decode(self.observation_codec, next_observations),
+            )
+
+        return on_vectors
+
+    def generator(self, seed: int | None = None) -> th.Generator:
+        """
+        :param seed: ``None`` to draw one from the private stream
+        :return: A new generator on the algorithm's device
+        """
+        if seed is None:
+            seed = int(self.state.rng.integers(2**62))
+        return th.Generator(self.model.device).manual_seed(seed)
+
+    @property
+    def agent(self) -> Agent:
+        """The agent in its present environment."""
+        return Agent(self.model, self.observation_codec, self.action_codec)
+
+    # Recording
+
+    def start_rollout(self) -> None:
+        """
+        Take over the states that the environments are in.
+
+        :raises ValueError: If an observation is not finite
+        """
+        env = self.agent.vec_normalize
+        observations = self.model._last_obs if env is None else env.get_original_obs()
+        self._current = self._checked(self.observation_codec.encode(observations), "observation")
+
+    def record(self, local_variables: dict[str, Any]) -> None:
+        """
+        Store one step of all environments.
+
+        :param local_variables: Local variables of ``collect_rollouts`` right after the step, when rewards are still those of the
+            environment (SB3 adds the value of truncated states to them later)
+        :raises ValueError: If an observation, action or reward is not finite
+        """
+        dones, infos = local_variables["dones"], local_variables["infos"]
+        env = self.agent.vec_normalize
+        if env is None:
+            observations, rewards = local_variables["new_obs"], local_variables["rewards"]
+        else:
+            observations, rewards = env.get_original_obs(), env.get_original_reward()
+        following = self._checked(self.observation_codec.encode(observations), "observation")
+        reached = following.copy()
+        terminations = np.array(dones, dtype=bool)
+        for index in np.flatnonzero(dones):
+            info = infos[index]
+            terminal_observation = info["terminal_observation"]
+            if env is not None:
+                terminal_observation = env.unnormalize_obs(terminal_observation)
+            reached[index] = self.observation_codec.encode(terminal_observation)[0]
+            terminations[index] = not info.get("TimeLimit.truncated", False)
+        self.store.add(
+            self._current,
+            self._checked(self.action_codec.encode(local_variables["clipped_actions"]), "action"),
+            self._checked(np.array(rewards, dtype=np.float32), "reward"),
+            self._checked(reached, "observation"),
+            terminations,
+            np.asarray(dones, dtype=bool),
+        )
+        self._current = following
+
+    def _checked(self, values: np.ndarray, what: str) -> np.ndarray:
+        """
+        :param values: One row per environment
+        :param what: Name of the values
+        :return: The values
+        :raises ValueError: If any of them is not finite
+        """
+        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if not finite.all():
+            index = int(np.flatnonzero(~finite)[0])
+            raise ValueError(
+                f"NaN or infinite {what} in environment {index} at step {self.model.num_timesteps}: {values[index]}. "
+                "Mend the environment, or find the cause with `VecCheckNan`."
+            )
+        return values
+
+    # Fitting
+
+    def finish_rollout(self, buffer: AugmentedRolloutBuffer) -> None:
+        """
+        Take the newest rollout into all running statistics.
+
+        :param buffer: The algorithm's rollout buffer, not yet flattened
+        """
+        starts = self.store.recent_starts(self._rollout_rows(buffer))
+        rollout = self.store.windows(*starts, horizon=1)
+        self.world_model.observe(
+            rollout.observations[:, 1], rollout.actions[:, 0], rollout.rewards[:, 0], rollout.terminations[:, 0]
+        )
+        state = self.state
+        variance = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
+        state.critic_trust = float(np.nan_to_num(np.clip(variance, 0, 1)))
+        advantage_std = float(real_advantages(buffer).std())
+        if state.advantage_std is None:
+            state.advantage_std = advantage_std
+        state.advantage_std += ADVANTAGE_STD_RATE * (advantage_std - state.advantage_std)
+        state.value_range = self._return_range(buffer)
+
+    @staticmethod
+    def _rollout_rows(buffer: AugmentedRolloutBuffer) -> int:
+        """
+        :param buffer: The algorithm's rollout buffer
+        :return: Number of the store's newest rows that surely lie within the newest rollout
+        """
+        return buffer.buffer_size * buffer.n_envs
+
+    def _return_range(self, buffer: AugmentedRolloutBuffer) -> tuple[float, float]:
+        """
+        Range of the discounted returns of real rewards, with a margin.
+
+        Values learned on imagined states feed on themselves: each target bootstraps on values of other imagined states, which no
+        real reward ever corrects, and any optimism grows without limit. The cure is a bound from outside of that loop. It is made of
+        real rewards alone: a bound made of bootstrapped returns would itself grow with the values it should hold.
+
+        :param buffer: The algorithm's rollout buffer
+        :return: Lowest and highest credible value, in the critic's units
+        """
+        n_transitions = max(RECENT_ROLLOUTS * buffer.buffer_size * buffer.n_envs, MIN_RETURN_TRANSITIONS)
+        agent = self.agent
+        returns = np.concatenate(
+            [
+                discounted_returns(agent.rewards(th.from_numpy(rewards)).numpy(), self.model.gamma)
+                for rewards in self.store.recent_episode_rewards(n_transitions)
+            ]
+        )
+        low, high = float(returns.min()), float(returns.max())
+        margin = VALUE_MARGIN * (high - low)
+        return low - margin, high + margin
+
+    def test(self, buffer: AugmentedRolloutBuffer) -> dict[str, th.Tensor]:
+        """
+        Test the world model on windows of the newest rollout, which it was not trained on yet.
+
+        :param buffer: The algorithm's rollout buffer
+        :return: See :meth:`DiffusionWorldModel.prediction_error`
+        """
+        streams, rows = self.store.recent_starts(self._rollout_rows(buffer))
+        chosen = self.state.rng.integers(len(rows), size=min(HELD_OUT_WINDOWS, len(rows)))
+        windows = self.store.windows(streams[chosen], rows[chosen], self.world_model.horizon)
+        return self.world_model.prediction_error(self._on_device(windows), self.generator())
+
+    def fit(
+        self,
+        gradient_steps: int,
+        batch_size: int,
+        learning_rate: float,
+        on_update: Callable[[], Any] | None = None,
+    ) -> dict[str, float]:
+        """
+        Train the world model on windows from the whole store.
+
+        :param gradient_steps: Number of updates
+        :param batch_size: Number of windows of each update
+        :param learning_rate: Learning rate
+        :param on_update: Called after each update
+        :return: Mean losses, see :meth:`DiffusionWorldModel.fit`
+        """
+
+        def sample_windows(n_windows: int) -> Segments[th.Tensor]:
+            starts = self.store.sample_starts(n_windows, self.state.rng)
+            return self.store.windows(*starts, horizon=self.world_model.horizon)
+
+        self.state.fitted = True
+        return self.world_model.fit(sample_windows, gradient_steps, batch_size, learning_rate, self.generator(), on_update)
+
+    def _on_device(self, segments: Segments[th.Tensor]) -> Segments[th.Tensor]:
+        """
+        :param segments: Segments anywhere
+        :return: The same on the algorithm's device
+        """
+        return segments.map(lambda array: array.to(self.model.device))
+
+    # Imagining
+
+    def imagine(
+        self, starts: th.Tensor, guide: Guide | None, guidance_scale: float, generator: th.Generator
+    ) -> tuple[Segments[th.Tensor], FixedNoisePolicy]:
+        """
+        :param starts: Start states as observation vectors, shape (B, observation_size)
+        :param guide: The guide, ``None`` for none
+        :param guidance_scale: Strength of the guidance
+        :param generator: Source of all noise
+        :return: Segments in raw units, and the policy that holds their actions as the rollout buffer stores them
+        """
+        agent, world_model = self.agent, self.world_model
+        self.model.policy.set_training_mode(False)
+        policy = FixedNoisePolicy(agent, len(starts), world_model.horizon, generator)
+        # A critic that has seen nothing, or only constant rewards, gives no unit to measure advantages in
+        critic = Critic(self._bounded_values, agent.rewards, self.model.gamma, self.state.advantage_std or 1.0)
+        return world_model.imagine(starts, policy, guide, critic, guidance_scale, generator), policy
+
+    def _bounded_values(self, vectors: th.Tensor) -> th.Tensor:
+        """
+        :param vectors: Observation vectors in raw units, shape (N, observation_size)
+        :return: The critic's values within the credible range, shape (N,)
+        """
+        return th.clamp(self.agent.values(vectors), *self.state.value_range)
+
+    def augment(
+        self, buffer: AugmentedRolloutBuffer, guide: Guide | None, guidance_scale: float, synthetic_ratio: float
+    ) -> None:
+        """
+        Imagine segments from recent real states and add them to the rollout buffer.
+
+        :param buffer: The algorithm's rollout buffer
+        :param guide: The guide, ``None`` for none
+        :param guidance_scale: Strength of the guidance where the critic explains all of the returns
+        :param synthetic_ratio: Imagined transitions per real one. Somewhat fewer are added where segments end early
+        """
+        n_rows = round(synthetic_ratio * buffer.buffer_size * buffer.n_envs)
+        n_segments = math.ceil(n_rows / self.world_model.horizon)
+        streams, rows = self.store.recent_starts(RECENT_TRANSITIONS)
+        chosen = self.state.rng.integers(len(rows), size=n_segments)
+        starts = th.as_tensor(self.store.observations[streams[chosen], rows[chosen]], device=self.model.device)
+        scale = guidance_scale * self.state.critic_trust
+        segments, policy = self.imagine(starts, guide, scale, self.generator())
+        buffer.augment(self._rollout_rows_of(segments, policy, n_rows), self.state.rng)
+
+    @th.no_grad()
+    def _rollout_rows_of(
+        self, segments: Segments[th.Tensor], policy: FixedNoisePolicy, n_rows: int
+    ) -> RolloutBufferSamples:
+        """
+        Values, log-probabilities and GAE of imagined segments by the current policy and critic.
+
+        :param segments: In raw units
+        :param policy: The policy that acted in them
+        :param n_rows: Number of rows at most
+        :return: One row per transition that is not masked
+        """
+        model, agent = self.model, self.agent
+        batch, horizon = segments.rewards.shape
+        observations = agent.policy_observations(segments.observations[:, :-1])
+        last_observations = agent.policy_observations(segments.observations[:, -1])
+        actions = policy.actions
+        discrete = isinstance(model.action_space, spaces.Discrete)
+        values, log_probs, _ = model.policy.evaluate_actions(observations, actions.long().flatten() if discrete else actions)
+        last_values = model.policy.predict_values(last_observations)
+        all_values = th.cat([values.view(batch, horizon), last_values.view(batch, 1)], dim=1)
+        low, high = self.state.value_range
+        advantages = generalized_advantages(
+            agent.rewards(segments.rewards), segments.terminations, all_values.clamp(low, high), model.gamma, model.gae_lambda
+        )
+        returns = (advantages + all_values[:, :-1].clamp(low, high)).clamp(low, high)
+        kept = (segments.mask & returns.isfinite()).flatten() & log_probs.isfinite()
+        rows = th.nonzero(kept).flatten()[:n_rows]
+        return RolloutBufferSamples(
+            observations[rows],
+            actions[rows],
+            values.flatten()[rows],
+            log_probs[rows],
+            advantages.flatten()[rows],
+            returns.flatten()[rows],
+        )
+
+
+def generalized_advantages(
+    rewards: th.Tensor, terminations: th.Tensor, values: th.Tensor, gamma: float, gae_lambda: float
+) -> th.Tensor:
+    """
+    Generalised advantage estimation (arXiv 1506.02438) over segments, bootstrapped with the value of their last state.
+
+    :param rewards: Shape (B, H)
+    :param terminations: Shape (B, H)
+    :param values: Shape (B, H + 1)
+    :param gamma: Discount factor
+    :param gae_lambda: Trade-off between bias and variance
+    :return: Advantages, shape (B, H)
+    """
+    continues = 1 - terminations.to(values)
+    errors = rewards + gamma * continues * values[:, 1:] - values[:, :-1]
+    advantages = th.empty_like(errors)
+    following = th.zeros_like(errors[:, 0])
+    for step in reversed(range(errors.shape[1])):
+        following = errors[:, step] + gamma * gae_lambda * continues[:, step] * following
+        advantages[:, step] = following
+    return advantages
+
+
+def real_advantages(buffer: AugmentedRolloutBuffer) -> np.ndarray:
+    """
+    :param buffer: A full rollout buffer, not yet flattened
+    :return: One-step advantages of all steps but the last, shape (n_steps - 1, n_envs); zeros if there is only one step
+    """
+    if buffer.buffer_size < 2:
+        return np.zeros((1, buffer.n_envs))
+    continues = 1 - buffer.episode_starts[1:]
+    return buffer.rewards[:-1] + buffer.gamma * continues * buffer.values[1:] - buffer.values[:-1]

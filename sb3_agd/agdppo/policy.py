@@ -1,0 +1,174 @@
+"""The agent as the world model sees it: its policy with fixed noise, and its critic on raw observations."""
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
+)
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from sb3_agd.agdppo.spaces import SpaceCodec
+
+# Keeps the logarithms of uniform noise finite
+TINY = 1e-20
+
+
+class Agent:
+    """
+    The actor and the critic of an SB3 on-policy algorithm as functions of the world model's observation vectors. They see imagined
+    states exactly as they see real ones, VecNormalize included.
+
+    :param model: The algorithm
+    :param observation_codec: Codec of its observation space
+    :param action_codec: Codec of its action space
+    """
+
+    def __init__(self, model: OnPolicyAlgorithm, observation_codec: SpaceCodec, action_codec: SpaceCodec):
+        self.model = model
+        self.observation_codec = observation_codec
+        self.action_codec = action_codec
+        vec_normalize = model.get_vec_normalize_env()
+        if vec_normalize is not None and vec_normalize.observation_space.shape != model.observation_space.shape:
+            # Another wrapper (frame stacking, say) comes after the normalisation: what it puts out is what we can record
+            vec_normalize = None
+        self.vec_normalize = vec_normalize
+
+    def policy_observations(self, vectors: th.Tensor) -> th.Tensor:
+        """
+        :param vectors: Observation vectors in raw units, shape (..., size)
+        :return: The same as the policy sees them, before SB3's preprocessing, shape (N, *observation_shape)
+        """
+        observations = self.observation_codec.decode(vectors.reshape(-1, self.observation_codec.size))
+        return self._normalize(observations)
+
+    def _normalize(self, observations: th.Tensor) -> th.Tensor:
+        """
+        VecNormalize's ``normalize_obs``, differentiable.
+
+        :param observations: Shape (N, size)
+        :return: Shape (N, *observation_shape)
+        """
+        env = self.vec_normalize
+        if env is not None and env.norm_obs:
+            shift = th.as_tensor(env.obs_rms.mean.reshape(-1), device=observations.device)
+            scale = th.as_tensor(np.sqrt(env.obs_rms.var + env.epsilon).reshape(-1), device=observations.device)
+            observations = th.clamp((observations - shift) / scale, -env.clip_obs, env.clip_obs).float()
+        return observations.reshape(-1, *self.observation_codec.shape)
+
+    def rewards(self, rewards: th.Tensor) -> th.Tensor:
+        """
+        VecNormalize's ``normalize_reward``, differentiable.
+
+        :param rewards: In raw units, any shape
+        :return: Rewards in the critic's units, same shape
+        """
+        env = self.vec_normalize
+        if env is None or not env.norm_reward:
+            return rewards
+        scale = float(np.sqrt(env.ret_rms.var + env.epsilon))
+        return th.clamp(rewards / scale, -env.clip_reward, env.clip_reward)
+
+    def values(self, vectors: th.Tensor) -> th.Tensor:
+        """
+        The critic on observation vectors, differentiable for every space: vectors of discrete observations may lie between
+        one-hot codes.
+
+        :param vectors: In raw units, shape (N, size)
+        :return: Values, shape (N,)
+        """
+        policy = self.model.policy
+        if isinstance(self.model.observation_space, spaces.Box):
+            return policy.predict_values(self._normalize(vectors)).flatten()
+        features = policy.vf_features_extractor(vectors)
+        return policy.value_net(policy.mlp_extractor.forward_critic(features)).flatten()
+
+
+class FixedNoisePolicy:
+    """
+    The current policy with its noise drawn once per segment and step, so that an action moves only because the imagined state
+    moves. At any state the action is an exact sample of the policy, for every distribution of SB3's on-policy
+    algorithms: Gaussian noise for continuous actions (one noise matrix per segment with gSDE), Gumbel and logistic noise for
+    discrete ones.
+
+    :param agent: The agent
+    :param n_segments: Number of segments, B
+    :param horizon: Number of transitions of a segment, H
+    :param generator: Source of the noise
+    """
+
+    def __init__(self, agent: Agent, n_segments: int, horizon: int, generator: th.Generator):
+        self.agent = agent
+        self.batch = (n_segments, horizon)
+        policy = agent.model.policy
+        distribution = policy.action_dist
+        action_size = agent.action_codec.size
+        if isinstance(distribution, StateDependentNoiseDistribution):
+            shape: tuple[int, ...] = (n_segments, policy.log_std.shape[0], action_size)
+        else:
+            shape = (n_segments * horizon, action_size)
+        if isinstance(distribution, (DiagGaussianDistribution, StateDependentNoiseDistribution)):
+            noise = th.randn(shape, generator=generator, device=generator.device)
+        else:
+            uniform = th.rand(shape, generator=generator, device=generator.device).clamp(TINY, 1 - 1e-7)
+            bernoulli = isinstance(distribution, BernoulliDistribution)
+            noise = th.logit(uniform) if bernoulli else -th.log(-th.log(uniform))
+        self.noise = noise
+        # The newest actions as SB3's rollout buffer stores them, shape (B * H, action_dim)
+        self.actions = th.empty(0)
+
+    @th.no_grad()
+    def sample(self, observations: th.Tensor) -> th.Tensor:
+        """
+        :param observations: As the policy sees them, shape (B * H, *observation_shape)
+        :return: Actions as SB3's rollout buffer stores them, shape (B * H, action_dim)
+        """
+        policy = self.agent.model.policy
+        distribution: Distribution = policy.get_distribution(observations)
+        if isinstance(distribution, StateDependentNoiseDistribution):
+            exploration = self.noise * distribution.get_std(policy.log_std)
+            latent = distribution._latent_sde.view(*self.batch, -1)
+            actions = distribution.distribution.mean + th.bmm(latent, exploration).flatten(0, 1)
+            return actions if distribution.bijector is None else distribution.bijector.forward(actions)
+        if isinstance(distribution, DiagGaussianDistribution):
+            return distribution.distribution.mean + distribution.distribution.stddev * self.noise
+        if isinstance(distribution, BernoulliDistribution):
+            return (distribution.distribution.logits + self.noise > 0).float()
+        if isinstance(distribution, CategoricalDistribution):
+            return (distribution.distribution.logits + self.noise).argmax(-1, keepdim=True).float()
+        assert isinstance(distribution, MultiCategoricalDistribution)
+        parts = self.noise.split(distribution.action_dims, dim=-1)
+        choices = [
+            (part.logits + noise).argmax(-1) for part, noise in zip(distribution.distribution, parts, strict=True)
+        ]
+        return th.stack(choices, dim=-1).float()
+
+    def environment_actions(self, actions: th.Tensor) -> th.Tensor:
+        """
+        :param actions: As SB3's rollout buffer stores them, shape (N, action_dim)
+        :return: As the environment receives them, shape (N, prod(action_shape))
+        """
+        space, policy = self.agent.model.action_space, self.agent.model.policy
+        if not isinstance(space, spaces.Box):
+            return actions
+        low, high = (th.as_tensor(bound.reshape(-1), device=actions.device) for bound in (space.low, space.high))
+        if policy.squash_output:
+            return low + 0.5 * (actions + 1.0) * (high - low)
+        return th.clamp(actions, low, high)
+
+    def __call__(self, states: th.Tensor) -> th.Tensor:
+        """
+        :param states: Observation vectors in raw units, shape (B, H, observation_size)
+        :return: Action vectors in raw units, shape (B, H, action_size)
+        """
+        self.actions = self.sample(self.agent.policy_observations(states))
+        actions = self.environment_actions(self.actions)
+        if not isinstance(self.agent.model.action_space, spaces.Box):
+            encoded = self.agent.action_codec.encode(actions.cpu().numpy())
+            actions = th.as_tensor(encoded, device=states.device)
+        return actions.view(*self.batch, -1)

@@ -1,0 +1,51 @@
+"""Rollout buffer that offers imagined rows beside the real ones."""
+
+from collections.abc import Generator
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+
+
+class AugmentedRolloutBuffer(RolloutBuffer):
+    """
+    SB3's rollout buffer plus imagined rows, which join the minibatches and are dropped with the next rollout.
+    All the buffer's own arrays stay real. Without imagined rows it is SB3's buffer, random stream included.
+    """
+
+    def reset(self) -> None:
+        super().reset()
+        self.imagined: RolloutBufferSamples | None = None
+        self._all_rows: RolloutBufferSamples | None = None
+
+    @property
+    def n_imagined(self) -> int:
+        """Number of imagined rows."""
+        return 0 if self.imagined is None else len(self.imagined.advantages)
+
+    def augment(self, imagined: RolloutBufferSamples, rng: np.random.Generator) -> None:
+        """
+        Add imagined rows to those that :meth:`get` returns, in place of earlier ones.
+
+        :param imagined: Rows as :meth:`get` returns them, on the buffer's device: observations and actions as the policy sees and
+            gives them, old values and log-probabilities by the current policy, advantages and returns in the critic's units
+        :param rng: Shuffles real and imagined rows; private, so that imagination does not disturb the global stream
+        """
+        self.imagined = imagined
+        self._all_rows = None
+        self._rng = rng
+
+    def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
+        if self.imagined is None or self.n_imagined == 0:
+            yield from super().get(batch_size)
+            return
+        if self._all_rows is None:
+            real = next(super().get(None))
+            self._all_rows = RolloutBufferSamples(
+                *(th.cat([ours, theirs.to(ours.dtype)]) for ours, theirs in zip(real, self.imagined, strict=True))
+            )
+        n_rows = len(self._all_rows.advantages)
+        indices = th.as_tensor(self._rng.permutation(n_rows), device=self.device)
+        for batch in indices.split(n_rows if batch_size is None else batch_size):
+            yield RolloutBufferSamples(*(rows[batch] for rows in self._all_rows))

@@ -1,0 +1,114 @@
+"""Flat vectors for the world model from the observations and actions of an environment, and back."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+
+# Boxes with more than one dimension are flattened up to this size; beyond it they are most likely images or maps
+MAX_FLATTENED_SIZE = 1024
+
+
+class SpaceCodec(ABC):
+    """
+    Translate between a space of an environment and the flat vectors of the world model, which are what SB3's
+    policies see after their own preprocessing.
+
+    :param size: Length of the world model's vectors
+    :param shape: Shape of one element as SB3's buffers hold it
+    :param dtype: Type of the environment's values
+    """
+
+    def __init__(self, size: int, shape: tuple[int, ...], dtype: Any):
+        self.size = size
+        self.shape = shape
+        self.dtype = dtype
+
+    @abstractmethod
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """
+        :param values: N elements of the space, in any shape that holds them
+        :return: Vectors, float32, shape (N, size)
+        """
+
+    @abstractmethod
+    def decode(self, vectors: th.Tensor) -> th.Tensor:
+        """
+        :param vectors: Not necessarily exact encodings, shape (..., size)
+        :return: The nearest elements of the space, flattened, shape (..., prod(shape))
+        """
+
+
+class VectorCodec(SpaceCodec):
+    """
+    Numbers as they are, flattened.
+
+    :param shape: Shape of one element
+    :param dtype: Type of the environment's values; integers are rounded when decoded
+    :param low: Lower bound of the values
+    :param high: Upper bound of the values
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, low: np.ndarray, high: np.ndarray):
+        super().__init__(int(np.prod(shape)), shape, dtype)
+        self.bounds = th.as_tensor(np.stack([low.reshape(-1), high.reshape(-1)]).astype(np.float32))
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        return np.asarray(values, dtype=np.float32).reshape(-1, self.size)
+
+    def decode(self, vectors: th.Tensor) -> th.Tensor:
+        if not np.issubdtype(self.dtype, np.integer):
+            return vectors
+        low, high = self.bounds.to(vectors.device)
+        return th.clamp(vectors.round(), low, high)
+
+
+class OneHotCodec(SpaceCodec):
+    """
+    Integers as one-hot vectors, one after the other.
+
+    :param sizes: Number of values of each component
+    :param shape: Shape of one element as SB3's buffers hold it
+    :param dtype: Type of the environment's values
+    """
+
+    def __init__(self, sizes: list[int], shape: tuple[int, ...], dtype: Any):
+        super().__init__(sum(sizes), shape, dtype)
+        self.sizes = sizes
+        self.offsets = np.cumsum([0, *sizes[:-1]])
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        indices = np.asarray(values).reshape(-1, len(self.sizes)).astype(np.int64)
+        vectors = np.zeros((len(indices), self.size), dtype=np.float32)
+        np.put_along_axis(vectors, indices + self.offsets, 1.0, axis=1)
+        return vectors
+
+    def decode(self, vectors: th.Tensor) -> th.Tensor:
+        return th.stack([part.argmax(-1) for part in vectors.split(self.sizes, dim=-1)], dim=-1)
+
+
+def make_codec(space: spaces.Space, name: str) -> SpaceCodec:
+    """
+    :param space: An observation or action space
+    :param name: What it is, for messages: ``"observation"`` or ``"action"``
+    :return: The codec of the space
+    :raises ValueError: If the world model cannot represent the space
+    """
+    if isinstance(space, spaces.Discrete):
+        return OneHotCodec([int(space.n)], (1,), space.dtype)
+    if isinstance(space, spaces.MultiDiscrete):
+        return OneHotCodec([int(n) for n in space.nvec.reshape(-1)], space.shape, space.dtype)
+    if isinstance(space, spaces.MultiBinary):
+        return VectorCodec(space.shape, space.dtype, np.zeros(space.shape), np.ones(space.shape))
+    advice = "the world model works on flat vectors."
+    if isinstance(space, spaces.Box):
+        image = is_image_space(space) or is_image_space(space, check_channels=True, normalized_image=True)
+        if not image and (len(space.shape) < 2 or np.prod(space.shape) <= MAX_FLATTENED_SIZE):
+            return VectorCodec(space.shape, space.dtype, space.low, space.high)
+        advice += " Turn images into feature vectors first, or use SB3's PPO with `CnnPolicy`."
+    elif isinstance(space, spaces.Dict):
+        advice += " Flatten the dictionary with `gymnasium.wrappers.FlattenObservation`, or use SB3's PPO."
+    raise ValueError(f"The {name} space {space} is not supported: {advice}")

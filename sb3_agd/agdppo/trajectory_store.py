@@ -1,0 +1,213 @@
+"""All real transitions, kept so that windows of consecutive ones can be drawn in time that does not grow with their number."""
+
+import zipfile
+from typing import IO
+
+import numpy as np
+import torch as th
+
+from sb3_agd.world_model import Segments
+
+FORMAT_VERSION = 1
+ARRAYS = ("observations", "actions", "rewards", "terminations", "is_transition", "serials", "episodes")
+
+
+class TrajectoryStore:
+    """
+    Ring buffer of transitions, one stream per environment.
+
+    A stream holds the states of an episode in consecutive rows, together with the action taken there. The state that
+    follows the newest transition always stands in the row after it: the next transition overwrites that row with the same state, or, if
+    the episode is over, leaves it as the episode's last state. So every state is stored once, and a window is a run of rows.
+
+    :param capacity: Number of rows over all streams
+    :param n_streams: Number of environments
+    :param observation_dim: Length of an observation vector
+    :param action_dim: Length of an action vector
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminations: np.ndarray
+    is_transition: np.ndarray
+    serials: np.ndarray
+    episodes: np.ndarray
+
+    def __init__(self, capacity: int, n_streams: int, observation_dim: int, action_dim: int):
+        self.n_rows = capacity // n_streams
+        self.n_streams = n_streams
+        self.observation_dim = observation_dim
+        self.action_dim = action_dim
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        # Zeroed memory is taken from the system only where it is written: the store grows with its content
+        shape = (self.n_streams, self.n_rows)
+        self.observations = np.zeros((*shape, self.observation_dim), dtype=np.float32)
+        self.actions = np.zeros((*shape, self.action_dim), dtype=np.float32)
+        self.rewards = np.zeros(shape, dtype=np.float32)
+        self.terminations = np.zeros(shape, dtype=bool)
+        # False for rows that only hold the last state of an episode
+        self.is_transition = np.zeros(shape, dtype=bool)
+        # Position in the endless stream: tells rows that follow each other from rows that meet where the ring closes
+        self.serials = np.zeros(shape, dtype=np.int64)
+        self.episodes = np.zeros(shape, dtype=np.int64)
+        self.position = np.zeros(self.n_streams, dtype=np.int64)
+        self.episode = np.zeros(self.n_streams, dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Number of transitions held."""
+        return int(self.is_transition[:, : self._n_used()].sum())
+
+    def _n_used(self) -> int:
+        """Number of rows of a stream that were ever written."""
+        return int(min(self.position.max() + 1, self.n_rows))
+
+    def add(
+        self,
+        observations: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        next_observations: np.ndarray,
+        terminations: np.ndarray,
+        episode_ends: np.ndarray,
+    ) -> None:
+        """
+        Append one transition of each environment.
+
+        :param observations: Shape (n_streams, observation_dim)
+        :param actions: As the environments received them, shape (n_streams, action_dim)
+        :param rewards: Shape (n_streams,)
+        :param next_observations: The states that followed, never those after a reset, shape (n_streams, observation_dim)
+        :param terminations: Whether the state that followed is terminal, shape (n_streams,)
+        :param episode_ends: Whether the episode is over for any reason, shape (n_streams,)
+        """
+        streams = np.arange(self.n_streams)
+        row, after = self.position % self.n_rows, (self.position + 1) % self.n_rows
+        self.observations[streams, row] = observations
+        self.actions[streams, row] = actions
+        self.rewards[streams, row] = rewards
+        self.terminations[streams, row] = terminations
+        self.is_transition[streams, row] = True
+        self.observations[streams, after] = next_observations
+        self.is_transition[streams, after] = False
+        for offset, rows in enumerate((row, after)):
+            self.serials[streams, rows] = self.position + offset
+            self.episodes[streams, rows] = self.episode
+        self.position += 1 + episode_ends
+        self.episode += episode_ends
+
+    def end_episodes(self) -> None:
+        """Close all unfinished episodes, because the environments are about to be reset from outside."""
+        previous = (self.position - 1) % self.n_rows
+        streams = np.arange(self.n_streams)
+        unfinished = (self.position > 0) & self.is_transition[streams, previous]
+        self.position += unfinished
+        self.episode += unfinished
+
+    def recent_starts(self, n_transitions: int) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param n_transitions: Number of newest rows to look at, over all streams
+        :return: Streams and rows of the transitions among them, each of shape (N,), oldest first in each stream
+        """
+        n_back = min(max(n_transitions // self.n_streams, 1), self._n_used())
+        rows = (self.position[:, None] - np.arange(n_back, 0, -1)) % self.n_rows
+        streams = np.broadcast_to(np.arange(self.n_streams)[:, None], rows.shape)
+        kept = self.is_transition[streams, rows]
+        return streams[kept], rows[kept]
+
+    def sample_starts(self, n_starts: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Draw transitions evenly from the whole store, with replacement.
+
+        :param n_starts: Number of transitions
+        :param rng: Random generator
+        :return: Streams and rows, each of shape (n_starts,)
+        """
+        n_used = self._n_used()
+        streams, rows = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        while len(rows) < n_starts:
+            # Some rows hold no transition: at least every third row does as soon as one transition is stored in each stream
+            candidate_streams = rng.integers(self.n_streams, size=n_starts)
+            candidate_rows = rng.integers(n_used, size=n_starts)
+            kept = self.is_transition[candidate_streams, candidate_rows]
+            streams = np.concatenate([streams, candidate_streams[kept]])
+            rows = np.concatenate([rows, candidate_rows[kept]])
+        return streams[:n_starts], rows[:n_starts]
+
+    def windows(self, streams: np.ndarray, rows: np.ndarray, horizon: int) -> Segments[th.Tensor]:
+        """
+        Cut windows that start at the given transitions. A window that reaches the end of its episode, or of the data, goes on with
+        copies of its last transition, masked.
+
+        :param streams: Shape (B,)
+        :param rows: Rows of transitions, shape (B,)
+        :param horizon: Number of transitions of a window
+        :return: Windows, in CPU memory
+        """
+        column, steps = streams[:, None], np.arange(horizon)
+        ahead = (rows[:, None] + steps) % self.n_rows
+        mask = self.is_transition[column, ahead]
+        mask &= self.episodes[column, ahead] == self.episodes[streams, rows][:, None]
+        mask &= self.serials[column, ahead] == self.serials[streams, rows][:, None] + steps
+        mask = np.logical_and.accumulate(mask, axis=1)
+        last = mask.sum(1, keepdims=True) - 1
+        inside = (rows[:, None] + np.minimum(steps, last)) % self.n_rows
+        states = np.concatenate([rows[:, None], (inside + 1) % self.n_rows], axis=1)
+        return Segments(
+            observations=self.observations[column, states],
+            actions=self.actions[column, inside],
+            rewards=self.rewards[column, inside],
+            terminations=self.terminations[column, inside] & mask,
+            mask=mask,
+        ).map(th.from_numpy)
+
+    def recent_episode_rewards(self, n_transitions: int) -> list[np.ndarray]:
+        """
+        :param n_transitions: Number of newest rows to look at, over all streams
+        :return: Rewards of each episode (or the part of it that is held), oldest first in each stream
+        """
+        streams, rows = self.recent_starts(n_transitions)
+        episodes = np.stack([streams, self.episodes[streams, rows]])
+        boundaries = np.flatnonzero(np.any(np.diff(episodes, axis=1) != 0, axis=0)) + 1
+        return np.split(self.rewards[streams, rows], boundaries)
+
+    def save(self, file: IO[bytes]) -> None:
+        """
+        Write the content as plain arrays (npz).
+
+        :param file: Open binary file
+        """
+        n_used = self._n_used()
+        arrays = {name: getattr(self, name)[:, :n_used] for name in ARRAYS}
+        counters = {"n_rows": self.n_rows, "position": self.position, "episode": self.episode}
+        np.savez(file, format_version=FORMAT_VERSION, **counters, **arrays)
+
+    def load(self, file: IO[bytes]) -> None:
+        """
+        Replace the content by that of a file, which must come from a store of the same shape.
+
+        :param file: Open binary file
+        :raises ValueError: If the file is damaged or does not fit; the present content is kept then
+        """
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                loaded = {name: content[name] for name in ("format_version", "n_rows", "position", "episode", *ARRAYS)}
+        except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+            raise ValueError(f"not a readable file of transitions ({error})") from error
+        if loaded["format_version"] > FORMAT_VERSION:
+            raise ValueError(f"written in format {loaded['format_version']}, newer than {FORMAT_VERSION}, the newest one known here")
+        for what, found, expected in (
+            ("environments", len(loaded["position"]), self.n_streams),
+            ("rows per environment (`world_model_buffer_size`)", int(loaded["n_rows"]), self.n_rows),
+            ("observation dimensions", loaded["observations"].shape[-1], self.observations.shape[-1]),
+            ("action dimensions", loaded["actions"].shape[-1], self.actions.shape[-1]),
+        ):
+            if found != expected:
+                raise ValueError(f"its number of {what} is {found}, here it is {expected}")
+        self.clear()
+        for name in ARRAYS:
+            getattr(self, name)[:, : loaded[name].shape[1]] = loaded[name]
+        self.position[:], self.episode[:] = loaded["position"], loaded["episode"]

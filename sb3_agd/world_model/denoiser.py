@@ -1,0 +1,138 @@
+"""
+Networks of the world model. They see standardised values only and know nothing of noise schedules or guidance.
+
+A denoiser predicts the clean states and rewards of a segment from their noisy version, the noise level, the start state and the
+actions. The termination classifier judges single transitions.
+"""
+
+import math
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+TIME_EMBEDDING_DIM = 16
+# Highest frequency of the time embedding, in radians per unit of time
+TIME_EMBEDDING_MAX_FREQUENCY = 1000.0
+
+
+def time_embedding(time: th.Tensor) -> th.Tensor:
+    """
+    Sinusoidal features of the noise level (Vaswani et al., arXiv 1706.03762).
+
+    :param time: Between 0 and 1, shape (B,)
+    :return: Features, shape (B, TIME_EMBEDDING_DIM)
+    """
+    exponents = th.linspace(0, 1, TIME_EMBEDDING_DIM // 2, device=time.device)
+    angles = time[:, None] * TIME_EMBEDDING_MAX_FREQUENCY**exponents
+    return th.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class RecurrentDenoiser(nn.Module):
+    """
+    Denoiser that walks along the segment: the clean estimate of each next state follows from the clean estimate
+    of the state before it, the action, and the noisy next state. The weights are shared over time, as the laws of motion are,
+    and no estimate can see a later action. A network without this causality learns that an episode is about to end from the
+    padding behind its end, a hint that it lacks when it imagines.
+
+    :param observation_dim: Dimension of a state
+    :param action_dim: Dimension of an action
+    :param horizon: Number of transitions of a segment (any is possible, the weights do not depend on it)
+    :param width: Units of each hidden layer
+    :param depth: Number of hidden layers of one step
+    """
+
+    def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, depth: int):
+        super().__init__()
+        # Everything that is known beforehand enters through one matrix product for all the steps
+        self.input = nn.Linear(observation_dim + 1 + action_dim + TIME_EMBEDDING_DIM, width)
+        self.state = nn.Linear(observation_dim, width, bias=False)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        self.change = nn.Linear(width, observation_dim)
+        self.reward = nn.Linear(width, 1)
+        # Start from "nothing changes"
+        nn.init.zeros_(self.change.weight)
+        nn.init.zeros_(self.change.bias)
+
+    def forward(self, noisy: th.Tensor, time: th.Tensor, start: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :param noisy: Noisy next states and, last, rewards, shape (B, H, observation_dim + 1)
+        :param time: Noise level, shape (B,)
+        :param start: Start states, shape (B, observation_dim)
+        :param actions: Shape (B, H, action_dim)
+        :return: Clean next states and, last, rewards, shape (B, H, observation_dim + 1)
+        """
+        embedding = time_embedding(time)[:, None].expand(-1, noisy.shape[1], -1)
+        inputs = self.input(th.cat([noisy, actions, embedding], dim=-1))
+        state, states, features = start, [], []
+        for step_input in inputs.unbind(1):
+            hidden = F.silu(step_input + self.state(state))
+            for layer in self.hidden:
+                hidden = hidden + F.silu(layer(hidden))
+            state = state + self.change(hidden)
+            states.append(state)
+            features.append(hidden)
+        return th.cat([th.stack(states, 1), self.reward(th.stack(features, 1))], dim=-1)
+
+
+class ResidualMLPDenoiser(nn.Module):
+    """
+    Denoiser of PolyGRAD (arXiv 2312.08533): residual blocks over the flattened segment.
+
+    :param observation_dim: Dimension of a state
+    :param action_dim: Dimension of an action
+    :param horizon: Number of transitions of a segment
+    :param width: Units of each hidden layer
+    :param depth: Number of residual blocks
+    """
+
+    def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, depth: int):
+        super().__init__()
+        output_dim = horizon * (observation_dim + 1)
+        self.input = nn.Linear(output_dim + observation_dim + horizon * action_dim + TIME_EMBEDDING_DIM, width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU()) for _ in range(depth)
+        )
+        self.output = nn.Linear(width, output_dim)
+
+    def forward(self, noisy: th.Tensor, time: th.Tensor, start: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """See :meth:`RecurrentDenoiser.forward`."""
+        hidden = self.input(th.cat([noisy.flatten(1), start, actions.flatten(1), time_embedding(time)], dim=-1))
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return self.output(hidden).view_as(noisy)
+
+
+DENOISERS: dict[str, type[nn.Module]] = {"recurrent": RecurrentDenoiser, "mlp": ResidualMLPDenoiser}
+
+
+class TerminationClassifier(nn.Module):
+    """
+    Log-odds that a transition ends the episode in a terminal state.
+
+    :param observation_dim: Dimension of a state
+    :param action_dim: Dimension of an action
+    :param width: Units of each of the two hidden layers
+    :param prior: Probability that an untrained classifier gives
+    """
+
+    def __init__(self, observation_dim: int, action_dim: int, width: int = 64, prior: float = 0.01):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(2 * observation_dim + action_dim, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, 1),
+        )
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.constant_(self.layers[-1].bias, math.log(prior / (1 - prior)))
+
+    def forward(self, observations: th.Tensor, actions: th.Tensor, next_observations: th.Tensor) -> th.Tensor:
+        """
+        :param observations: Shape (..., observation_dim)
+        :param actions: Shape (..., action_dim)
+        :param next_observations: Shape (..., observation_dim)
+        :return: Log-odds, shape (...)
+        """
+        return self.layers(th.cat([observations, actions, next_observations], dim=-1)).squeeze(-1)

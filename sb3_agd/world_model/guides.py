@@ -1,0 +1,98 @@
+"""
+Guides: what imagined segments are steered towards.
+
+A guide defines one scalar ``J`` per segment. The sampler moves the clean estimate of every reverse step by
+``scale * weight(t) * grad J``, so that segments come from the model's distribution reweighted by ``exp(scale * J)``
+(arXiv 2604.09035). The gradient goes through the critic, never through the denoiser.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch as th
+from torch.nn import functional as F
+
+from sb3_agd.world_model.types import Segments
+
+
+@dataclass(frozen=True)
+class Critic:
+    """
+    The agent's critic, in the critic's own units.
+
+    :param values: Values of states in raw units, (N, observation_dim) -> (N,), differentiable
+    :param rewards: Rewards in the critic's units from raw rewards, same shape
+    :param gamma: Discount factor
+    :param advantage_std: Standard deviation of the one-step advantage on real data, in the critic's units. Advantages
+        are divided by it, so that one guidance scale serves tasks with any size of reward
+    """
+
+    values: Callable[[th.Tensor], th.Tensor]
+    rewards: Callable[[th.Tensor], th.Tensor]
+    gamma: float
+    advantage_std: float = 1.0
+
+    def advantages(self, segments: Segments[th.Tensor]) -> th.Tensor:
+        """
+        One-step advantages ``r + gamma (1 - d) V(s') - V(s)`` in standard deviations, zero where masked.
+        Rewards and terminations count as constants, the states do not.
+
+        :param segments: In raw units
+        :return: Shape (B, H)
+        """
+        values = self.values(segments.observations.flatten(0, 1)).view(segments.observations.shape[:2])
+        rewards = self.rewards(segments.rewards).detach()
+        continues = 1 - segments.terminations.detach().to(values)
+        advantages = rewards + self.gamma * continues * values[:, 1:] - values[:, :-1]
+        return advantages * segments.mask / self.advantage_std
+
+
+class Guide(ABC):
+    """
+    Base of all guides. For a guide of your own, define :meth:`objective` and pass an instance as ``guidance``.
+    """
+
+    @abstractmethod
+    def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+        """
+        :param segments: Clean estimates in raw units; gradients flow through ``observations`` and ``rewards``
+        :param critic: The agent's critic
+        :return: What to raise, one scalar per segment, shape (B,)
+        """
+
+
+class ExponentialAdvantageGuide(Guide):
+    """
+    Exponential Advantage Guidance (EAG): segments are weighted by ``exp(sum of advantages)``, without bound.
+    """
+
+    def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+        return critic.advantages(segments).sum(1)
+
+
+class SigmoidAdvantageGuide(Guide):
+    """
+    Sigmoid Advantage Guidance (SAG): segments are weighted by the product of ``sigmoid(advantage)``. The pull on a transition,
+    ``1 - sigmoid(advantage)``, fades once its advantage is high.
+    """
+
+    def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+        return (F.logsigmoid(critic.advantages(segments)) * segments.mask).sum(1)
+
+
+class RewardGuide(Guide):
+    """
+    Guidance by the sum of imagined rewards, as in Diffuser (arXiv 2205.09991): blind to all that follows the segment.
+    Rewards are in the critic's units and in standard deviations of the advantage, as for the other guides.
+    """
+
+    def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+        return (critic.rewards(segments.rewards) * segments.mask).sum(1) / critic.advantage_std
+
+
+GUIDES: dict[str, type[Guide]] = {
+    "sag": SigmoidAdvantageGuide,
+    "eag": ExponentialAdvantageGuide,
+    "reward": RewardGuide,
+}

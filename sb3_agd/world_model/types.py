@@ -1,0 +1,52 @@
+"""Containers that travel between the trajectory store, the world model and the policy update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch as th
+
+ArrayT = TypeVar("ArrayT", np.ndarray, th.Tensor)
+
+
+@dataclass(frozen=True)
+class Segments(Generic[ArrayT]):
+    """
+    A batch of ``B`` trajectory segments of ``H`` consecutive transitions, real or imagined.
+
+    Nothing after the first termination of a segment, or after the end of the data it was cut from, means anything:
+    ``mask`` is ``False`` there.
+
+    :param observations: Visited states, shape (B, H + 1, observation_dim); column 0 is the start state
+    :param actions: Actions as the environment receives them, shape (B, H, action_dim)
+    :param rewards: Rewards, shape (B, H)
+    :param terminations: Whether a transition ended the episode in a terminal state (a time limit does not), shape (B, H)
+    :param mask: Whether a transition is part of the segment, shape (B, H)
+    """
+
+    observations: ArrayT
+    actions: ArrayT
+    rewards: ArrayT
+    terminations: ArrayT
+    mask: ArrayT
+
+    def map(self, function: Callable) -> Segments:
+        """
+        :param function: Applied to every array
+        :return: The segments with the transformed arrays
+        """
+        return Segments(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+
+def mask_after_termination(terminations: ArrayT) -> ArrayT:
+    """
+    :param terminations: Boolean, shape (B, H)
+    :return: ``True`` up to and including the first termination of each row, shape (B, H)
+    """
+    return terminations.cumsum(1) - 1 * terminations == 0  # type: ignore[return-value]

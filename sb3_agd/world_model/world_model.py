@@ -1,0 +1,365 @@
+"""The diffusion world model: fitting on real segments and imagining new ones."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_agd.world_model.denoiser import DENOISERS, TerminationClassifier
+from sb3_agd.world_model.guides import Critic, Guide
+from sb3_agd.world_model.normalizer import Normalizer
+from sb3_agd.world_model.paths import PATHS, sample
+from sb3_agd.world_model.types import Segments, mask_after_termination
+
+# Actions at imagined states: (B, H, observation_dim) -> (B, H, action_dim), both in raw units
+Policy = Callable[[th.Tensor], th.Tensor]
+# Terminal transitions: (N, observation_dim), (N, action_dim), (N, observation_dim) -> (N,) boolean, in raw units
+TerminationFn = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+MAX_GRAD_NORM = 1.0
+# Weight of the newest update in the running mean of the weights, while there are few of them
+EMA_WARMUP = 10
+
+
+class DiffusionWorldModel(nn.Module):
+    """
+    Diffusion model of trajectory segments: next states and rewards of ``horizon`` steps, given the start state and the actions,
+    all denoised at once (arXiv 2604.09035, arXiv 2312.08533). Terminations come from a classifier of single transitions.
+
+    It works on flat vectors in raw units and standardises them itself.
+
+    :param observation_dim: Dimension of a state
+    :param action_dim: Dimension of an action
+    :param horizon: Number of transitions of a segment
+    :param sampler: Path and sampler: ``"flow"`` (flow matching), ``"ddim"`` or ``"ddpm"`` (cosine path, without or with fresh noise)
+    :param n_denoising_steps: Number of calls of the denoiser per segment
+    :param network: ``"recurrent"`` (causal, weights shared over time) or ``"mlp"`` (PolyGRAD's residual network)
+    :param width: Units of each hidden layer of the denoiser
+    :param depth: Number of hidden layers (recurrent) or residual blocks (mlp)
+    :param learning_rate: Learning rate of Adam
+    :param ema_decay: Decay per update of the running mean of the weights, which imagination uses
+    :param termination_fn: The true rule of termination, in place of the classifier, where it is known. It gets numpy arrays
+        ``(observations, actions, next_observations)`` with one row per transition and returns one boolean per row
+    :param seed: Seed of the initial weights
+    """
+
+    count_terminations: th.Tensor
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        horizon: int = 8,
+        sampler: str = "flow",
+        n_denoising_steps: int = 4,
+        network: str = "recurrent",
+        width: int = 128,
+        depth: int = 2,
+        learning_rate: float = 1e-3,
+        ema_decay: float = 0.995,
+        termination_fn: TerminationFn | None = None,
+        seed: int | None = None,
+    ):
+        super().__init__()
+        for name, number in (
+            ("horizon", horizon),
+            ("n_denoising_steps", n_denoising_steps),
+            ("width", width),
+            ("depth", depth),
+        ):
+            if not isinstance(number, (int, np.integer)) or number < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1, not {number!r}")
+        if not 0 <= ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be at least 0 and below 1, not {ema_decay!r}")
+        if network not in DENOISERS:
+            raise ValueError(f"`network` must be one of {sorted(DENOISERS)}, not {network!r}")
+        if sampler not in PATHS:
+            raise ValueError(f"`sampler` must be one of {sorted(PATHS)}, not {sampler!r}")
+        if termination_fn is not None and not callable(termination_fn):
+            raise ValueError(f"`termination_fn` must be callable, not {termination_fn!r}")
+        self.observation_dim = observation_dim
+        self.action_dim = action_dim
+        self.horizon = horizon
+        self.n_denoising_steps = n_denoising_steps
+        self.ema_decay = ema_decay
+        self.termination_fn = termination_fn
+        self.path = PATHS[sampler]()
+        # Mean length of the guide's shifts of a segment in the last imagination, in standard deviations
+        self.guidance_norm = 0.0
+        self.observation_normalizer = Normalizer(observation_dim)
+        self.action_normalizer = Normalizer(action_dim)
+        self.reward_normalizer = Normalizer(1)
+        # Float buffers: SB3 treats all saved parameters as floats
+        self.register_buffer("count_terminations", th.zeros(()))
+        self.register_buffer("n_updates", th.zeros(()))
+        # Initialisation draws from the global stream, which belongs to the agent
+        with th.random.fork_rng(devices=[]):
+            th.manual_seed(np.random.SeedSequence(seed).generate_state(1)[0].item())
+            self.networks = nn.ModuleDict(
+                {
+                    "denoiser": DENOISERS[network](observation_dim, action_dim, horizon, width, depth),
+                    "termination": TerminationClassifier(observation_dim, action_dim),
+                }
+            )
+        self.ema_networks = copy.deepcopy(self.networks).requires_grad_(False)
+        self.optimizer = th.optim.Adam(self.networks.parameters(), lr=learning_rate)
+
+    @property
+    def device(self) -> th.device:
+        """Device that the weights are on."""
+        return self.count_terminations.device
+
+    def observe(self, observations: th.Tensor, actions: th.Tensor, rewards: th.Tensor, terminations: th.Tensor) -> None:
+        """
+        Take new real transitions into the running statistics.
+
+        :param observations: Next states, shape (N, observation_dim)
+        :param actions: Shape (N, action_dim)
+        :param rewards: Shape (N,)
+        :param terminations: Shape (N,)
+        """
+        self.observation_normalizer.update(observations.to(self.device))
+        self.action_normalizer.update(actions.to(self.device))
+        self.reward_normalizer.update(rewards.to(self.device)[:, None])
+        self.count_terminations += terminations.sum().to(self.count_terminations)
+
+    def _standardise(self, segments: Segments[th.Tensor]) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param segments: In raw units
+        :return: States (B, H + 1, observation_dim), actions (B, H, action_dim), and the diffusion variable: next states
+            and, last, rewards (B, H, observation_dim + 1)
+        """
+        states = self.observation_normalizer(segments.observations)
+        rewards = self.reward_normalizer(segments.rewards[..., None])
+        return states, self.action_normalizer(segments.actions), th.cat([states[:, 1:], rewards], dim=-1)
+
+    def loss(self, segments: Segments[th.Tensor], generator: th.Generator | None = None) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Denoising loss (mean squared error of the clean estimate) and termination loss of real segments.
+
+        :param segments: In raw units, on the model's device
+        :param generator: Source of the noise
+        :return: Denoising loss and termination loss
+        """
+        states, actions, clean = self._standardise(segments)
+        n_segments = len(segments)
+        # More weight on high noise levels, where the states must come from the dynamics alone
+        time = th.rand(n_segments, generator=generator, device=self.device).sqrt()
+        noise = th.randn(clean.shape, generator=generator, device=self.device)
+        estimate = self.networks["denoiser"](self.path.add_noise(clean, noise, time), time, states[:, 0], actions)
+        mask = segments.mask
+        denoising_loss = ((estimate - clean).square().mean(-1) * mask).sum() / mask.sum()
+
+        # Terminations are rare: keep all of them and a share of the rest, and correct the log-odds for it
+        # (King and Zeng, 2001, "Logistic regression in rare events data"). Half of the rows hold the model's own estimates, so that the
+        # classifier is calibrated on states as blurred as those that it will judge.
+        share = 1 / self.horizon
+        kept = mask & (segments.terminations | (th.rand(mask.shape, generator=generator, device=self.device) < share))
+        estimated = th.cat([states[:, :1], estimate[..., :-1].detach()], dim=1)
+        both = th.stack([states, estimated])
+        logits = self.networks["termination"](
+            both[:, :, :-1][:, kept], actions[kept].expand(2, -1, -1), both[:, :, 1:][:, kept]
+        )
+        targets = segments.terminations[kept].to(logits).expand_as(logits)
+        termination_loss = F.binary_cross_entropy_with_logits(logits - np.log(share), targets)
+        return denoising_loss, termination_loss
+
+    def fit(
+        self,
+        sample_segments: Callable[[int], Segments[th.Tensor]],
+        gradient_steps: int,
+        batch_size: int,
+        learning_rate: float | None = None,
+        generator: th.Generator | None = None,
+        on_update: Callable[[], Any] | None = None,
+    ) -> dict[str, float]:
+        """
+        Train on real segments.
+
+        :param sample_segments: Draws the given number of real segments, in raw units
+        :param gradient_steps: Number of updates
+        :param batch_size: Number of segments of each update
+        :param learning_rate: New learning rate, ``None`` to keep the present one
+        :param generator: Source of the noise
+        :param on_update: Called after each update
+        :return: Mean ``denoising_loss`` and ``termination_loss`` over the updates
+        """
+        if learning_rate is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+        weights, means = list(self.networks.parameters()), list(self.ema_networks.parameters())
+        total = th.zeros(2, device=self.device)
+        for _ in range(gradient_steps):
+            segments = sample_segments(batch_size).map(lambda array: array.to(self.device))
+            denoising_loss, termination_loss = self.loss(segments, generator)
+            self.optimizer.zero_grad()
+            (denoising_loss + termination_loss).backward()
+            nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
+            self.optimizer.step()
+            self.n_updates += 1
+            decay = min(self.ema_decay, self.n_updates.item() / (self.n_updates.item() + EMA_WARMUP))
+            with th.no_grad():
+                th._foreach_lerp_(means, weights, 1 - decay)
+            total += th.stack([denoising_loss.detach(), termination_loss.detach()])
+            if on_update is not None:
+                on_update()
+        denoising, termination = (total / max(gradient_steps, 1)).tolist()
+        return {"denoising_loss": denoising, "termination_loss": termination}
+
+    @th.no_grad()
+    def imagine(
+        self,
+        observations: th.Tensor,
+        policy: Policy,
+        guide: Guide | None = None,
+        critic: Critic | None = None,
+        guidance_scale: float = 0.0,
+        generator: th.Generator | None = None,
+    ) -> Segments[th.Tensor]:
+        """
+        Imagine one segment from each start state in one pass of reverse diffusion.
+
+        The policy is asked anew at every reverse step, at the clean estimate of the states. Its noise should be the same at
+        each call: then the actions returned are exact samples of the policy at the states returned.
+
+        :param observations: Start states in raw units, shape (B, observation_dim); they are returned untouched
+        :param policy: Actions at imagined states, both in raw units
+        :param guide: What to steer the segments towards, ``None`` for no guidance
+        :param critic: The critic that the guide consults
+        :param guidance_scale: Strength of the guidance
+        :param generator: Source of all noise
+        :return: Segments in raw units
+        """
+        start = self.observation_normalizer(observations)
+        states = observations[:, None].expand(-1, self.horizon + 1, -1)
+        actions = policy(states[:, :-1])
+        guidance_lengths = []
+
+        def denoise(noisy: th.Tensor, time: float) -> th.Tensor:
+            nonlocal states, actions
+            actions = policy(states[:, :-1])
+            level = th.full((len(noisy),), time, device=noisy.device)
+            clean = self._clamp(self.ema_networks["denoiser"](noisy, level, start, self.action_normalizer(actions)))
+            states = self._raw_states(observations, clean)
+            return clean
+
+        def guidance(clean: th.Tensor, weight: float) -> th.Tensor:
+            nonlocal states
+            assert guide is not None and critic is not None
+            with th.enable_grad():
+                leaf = clean.detach().requires_grad_()
+                objective = guide.objective(self._estimated_segments(observations, leaf, actions), critic)
+                (gradient,) = th.autograd.grad(objective.sum(), leaf)
+            # The margin around the observed range is also the limit of what a guide may ask for
+            guided = self._clamp(clean + guidance_scale * weight * gradient)
+            guidance_lengths.append((guided - clean).flatten(1).norm(dim=1).mean())
+            states = self._raw_states(observations, guided)
+            return guided
+
+        guided = guide is not None and critic is not None and guidance_scale > 0
+        shape = (len(observations), self.horizon, self.observation_dim + 1)
+        noise = th.randn(shape, generator=generator, device=observations.device)
+        clean = sample(self.path, denoise, noise, self.n_denoising_steps, generator, guidance if guided else None)
+        states = self._raw_states(observations, clean)
+        actions = policy(states[:, :-1])
+        probabilities = self._termination_probabilities(states, actions)
+        draws = th.rand(probabilities.shape, generator=generator, device=observations.device)
+        terminations = draws < probabilities
+        self.guidance_norm = th.stack(guidance_lengths).mean().item() if guidance_lengths else 0.0
+        return Segments(
+            observations=states,
+            actions=actions,
+            rewards=self._raw_rewards(clean),
+            terminations=terminations,
+            mask=mask_after_termination(terminations),
+        )
+
+    def _clamp(self, clean: th.Tensor) -> th.Tensor:
+        """
+        :param clean: Standardised next states and, last, rewards, shape (B, H, observation_dim + 1)
+        :return: The same, within the observed range plus a margin
+        """
+        states, rewards = self.observation_normalizer.clamp(clean[..., :-1]), self.reward_normalizer.clamp(clean[..., -1:])
+        return th.cat([states, rewards], dim=-1)
+
+    def _raw_states(self, start: th.Tensor, clean: th.Tensor) -> th.Tensor:
+        """
+        :param start: Start states in raw units, shape (B, observation_dim)
+        :param clean: Standardised next states and, last, rewards, shape (B, H, observation_dim + 1)
+        :return: States in raw units with the start state first, shape (B, H + 1, observation_dim)
+        """
+        return th.cat([start[:, None], self.observation_normalizer.inverse(clean[..., :-1])], dim=1)
+
+    def _raw_rewards(self, clean: th.Tensor) -> th.Tensor:
+        """
+        :param clean: Standardised next states and, last, rewards, shape (B, H, observation_dim + 1)
+        :return: Rewards in raw units, shape (B, H)
+        """
+        return self.reward_normalizer.inverse(clean[..., -1:]).squeeze(-1)
+
+    def _estimated_segments(self, start: th.Tensor, clean: th.Tensor, actions: th.Tensor) -> Segments[th.Tensor]:
+        """
+        Segments of a clean estimate as a guide sees them: the likelier outcome counts as the termination.
+
+        :param start: Start states in raw units, shape (B, observation_dim)
+        :param clean: Standardised next states and, last, rewards, shape (B, H, observation_dim + 1)
+        :param actions: In raw units, shape (B, H, action_dim)
+        :return: Segments in raw units, differentiable in the clean estimate
+        """
+        states = self._raw_states(start, clean)
+        terminations = self._termination_probabilities(states.detach(), actions) > 0.5
+        return Segments(states, actions, self._raw_rewards(clean), terminations, mask_after_termination(terminations))
+
+    @th.no_grad()
+    def _termination_probabilities(self, states: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :param states: In raw units, shape (B, H + 1, observation_dim)
+        :param actions: In raw units, shape (B, H, action_dim)
+        :return: Probability that each transition is terminal, shape (B, H)
+        """
+        before, after = states[:, :-1], states[:, 1:]
+        if self.termination_fn is not None:
+            rows = [array.reshape(-1, array.shape[-1]).cpu().numpy() for array in (before, actions, after)]
+            outcome = np.asarray(self.termination_fn(*rows))
+            if outcome.shape != (len(rows[0]),):
+                raise ValueError(
+                    f"`termination_fn` must return one boolean per row, shape {(len(rows[0]),)}, not {outcome.shape}"
+                )
+            return th.as_tensor(outcome, dtype=states.dtype, device=states.device).view(actions.shape[:2])
+        if self.count_terminations == 0:
+            # What was never seen is not imagined: rare false alarms would cut the returns of endless tasks
+            return th.zeros(actions.shape[:2], device=states.device)
+        normalize = self.observation_normalizer
+        logits = self.ema_networks["termination"](normalize(before), self.action_normalizer(actions), normalize(after))
+        return logits.sigmoid()
+
+    def prediction_error(self, segments: Segments[th.Tensor], generator: th.Generator | None = None) -> dict[str, th.Tensor]:
+        """
+        Compare real segments with what the model makes of their start states and actions.
+
+        :param segments: Real segments in raw units, on the model's device
+        :param generator: Source of the noise
+        :return: ``states`` and ``nothing_changes``: root mean squared error after each step of the imagined states and of the
+            start state kept, in standard deviations of the observations, each of shape (H,); ``rewards``: the same for
+            rewards; ``imagined_terminations`` and ``real_terminations``: rates per transition, scalars
+        """
+        imagined = self.imagine(segments.observations[:, 0], lambda _: segments.actions, generator=generator)
+        real_states, _, real = self._standardise(segments)
+        _, _, predicted = self._standardise(imagined)
+        mask = segments.mask
+
+        def rms(difference: th.Tensor) -> th.Tensor:
+            per_step = (difference.square().mean(-1) * mask).sum(0) / mask.sum(0)
+            return per_step.sqrt()
+
+        return {
+            "states": rms((predicted - real)[..., :-1]),
+            "nothing_changes": rms(real_states[:, :1] - real_states[:, 1:]),
+            "rewards": rms((predicted - real)[..., -1:]),
+            "imagined_terminations": imagined.terminations[mask & imagined.mask].float().mean(),
+            "real_terminations": segments.terminations[mask].float().mean(),
+        }
