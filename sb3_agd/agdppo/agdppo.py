@@ -1,7 +1,6 @@
 """Advantage-guided diffusion PPO."""
 
 import io
-
 import pathlib
 from typing import Any, TypeVar
 
@@ -28,15 +27,15 @@ SelfAGDPPO = TypeVar("SelfAGDPPO", bound="AGDPPO")
 
 class AGDPPO(PPO):
     """
-    Advantage-Guided Diffusion PPO: Proximal Policy Optimization whose updates also learn from trajectory segments that a diffusion world
-    model imagines, steered by the advantage of the current critic. All of PPO's arguments, defaults and methods stay as they are; with
-    ``synthetic_ratio=0`` it is PPO.
+    Advantage-Guided Diffusion PPO: Proximal Policy Optimization whose updates also learn from trajectory segments
+    that a diffusion world model imagines, steered by the advantage of the current critic. All of PPO's arguments,
+    defaults and methods stay as they are; with ``synthetic_ratio=0`` it is PPO.
 
     Paper: https://arxiv.org/abs/2604.09035
 
     :param policy: The policy model to use (MlpPolicy, or a custom ``ActorCriticPolicy``)
-    :param env: The environment to learn from (if registered in Gym, can be str). Observations: Box without images, Discrete,
-        MultiDiscrete, MultiBinary; actions: Box, Discrete, MultiDiscrete, MultiBinary
+    :param env: The environment to learn from (if registered in Gym, can be str). Observations: Box without images,
+        Discrete, MultiDiscrete, MultiBinary; actions: Box, Discrete, MultiDiscrete, MultiBinary
     :param learning_rate: The learning rate, it can be a function
         of the current progress remaining (from 1 to 0)
     :param n_steps: The number of steps to run for each environment per update
@@ -69,16 +68,17 @@ class AGDPPO(PPO):
     :param seed: Seed for the pseudo random generators. Imagination has a private generator with the same seed
     :param device: Device (cpu, cuda, ...) on which the code should be run.
         Setting it to auto, the code will be run on the GPU if possible.
-    :param guidance: What imagined segments are steered towards: ``"sag"`` or ``"eag"`` (Sigmoid or Exponential Advantage Guidance),
-        ``"reward"``, ``"none"``, or a :class:`Guide` of your own
+    :param guidance: What imagined segments are steered towards: ``"sag"`` or ``"eag"`` (Sigmoid or Exponential
+        Advantage Guidance), ``"reward"``, ``"none"``, or a :class:`Guide` of your own
     :param guidance_scale: Strength of the guidance, in standard deviations of the states per standard deviation of the
-        advantage; in training it is multiplied by the explained variance of the critic, so that a critic that knows nothing guides
-        nothing. It can be a function of the current progress remaining (from 1 to 0)
+        advantage; in training it is multiplied by the explained variance of the critic, so that a critic that knows
+        nothing guides nothing. It can be a function of the current progress remaining (from 1 to 0)
     :param horizon: Number of transitions of an imagined segment
-    :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the current progress
-        remaining (from 1 to 0). While it is 0, the world model is not trained either
+    :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the current
+        progress remaining (from 1 to 0). While it is 0, the world model is not trained either
     :param n_denoising_steps: Number of calls of the denoiser per segment
-    :param sampler: ``"flow"`` (flow matching, a handful of steps), ``"ddim"`` or ``"ddpm"`` (the paper's, with 128 steps)
+    :param sampler: ``"flow"`` (flow matching, a handful of steps), ``"ddim"`` or ``"ddpm"`` (the paper's, with 128
+        steps)
     :param world_model_gradient_steps: Updates of the world model per rollout (five times as many for the first)
     :param world_model_batch_size: Segments per update of the world model
     :param world_model_learning_rate: Learning rate of the world model. It can be a function of the current progress
@@ -87,8 +87,9 @@ class AGDPPO(PPO):
     :param world_model_buffer_size: Real transitions that the world model is trained on; the oldest are overwritten
     :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``, ``width``, ``depth``,
         ``ema_decay``)
-    :param termination_fn: The true rule of termination where it is known, in place of the learned one. It gets numpy arrays
-        ``(observations, actions, next_observations)`` in raw units with one row per transition and returns one boolean per row
+    :param termination_fn: The true rule of termination where it is known, in place of the learned one. It gets numpy
+        arrays ``(observations, actions, next_observations)`` in raw units with one row per transition and returns
+        one boolean per row
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: If an argument is invalid or a space is not supported
     """
@@ -191,7 +192,7 @@ class AGDPPO(PPO):
 
     def _setup_model(self) -> None:
         guidance_callback = self._make_guidance_callback()
-        if not issubclass(self.rollout_buffer_class, AugmentedRolloutBuffer):
+        if self.rollout_buffer_class is None or not issubclass(self.rollout_buffer_class, AugmentedRolloutBuffer):
             raise ValueError(
                 f"`rollout_buffer_class` must be a subclass of AugmentedRolloutBuffer, not {self.rollout_buffer_class}"
             )
@@ -272,11 +273,12 @@ class AGDPPO(PPO):
 
         :param observations: Observations as the environment gives them, never normalised, shape (B, observation_dim)
         :param guidance: See the constructor; ``None`` for the model's own
-        :param guidance_scale: Strength of the guidance, taken as it is; ``None`` for the model's own at the current progress
+        :param guidance_scale: Strength of the guidance, taken as it is; ``None`` for the model's own at the current
+            progress
         :param seed: Seed of all noise; ``None`` to draw on from the private generator
-        :return: Segments in raw environment units: ``observations`` (B, H + 1, observation_dim) with the given states first, ``actions``
-            (B, H, action_dim) as the environment would receive them, ``rewards``, ``terminations`` and ``mask``, each (B, H).
-            What lies behind a termination is masked
+        :return: Segments in raw environment units: ``observations`` (B, H + 1, observation_dim) with the given
+            states first, ``actions`` (B, H, action_dim) as the environment would receive them, ``rewards``,
+            ``terminations`` and ``mask``, each (B, H). What lies behind a termination is masked
         :raises ValueError: If an argument is invalid
         """
         codec, action_codec = self.imagination.observation_codec, self.imagination.action_codec
@@ -313,16 +315,15 @@ class AGDPPO(PPO):
         if isinstance(path, (str, pathlib.Path)):
             file.close()
 
-    def load_replay_buffer(
-        self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True
-    ) -> None:
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
         Load the real transitions.
 
         :param path: Path to the file, or an open file
-        :param truncate_last_traj: Whether the episodes that were under way when the file was written count as interrupted.
-            They must, unless the environments go on from the very same states
-        :raises ValueError: If the file is damaged or comes from other spaces or settings; the present transitions are kept then
+        :param truncate_last_traj: Whether the episodes that were under way when the file was written count as
+            interrupted. They must, unless the environments go on from the very same states
+        :raises ValueError: If the file is damaged or comes from other spaces or settings; the present transitions
+            are kept then
         """
         file = open_path(path, "r", verbose=self.verbose, suffix="npz")
         try:

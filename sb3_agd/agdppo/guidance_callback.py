@@ -1,13 +1,11 @@
 """The callback that puts imagined segments into the rollout buffer before each update."""
 
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
@@ -21,6 +19,8 @@ from sb3_agd.world_model.guides import GUIDES
 
 # The first fit takes this many times the updates of the later ones
 WARMUP_FITS = 5
+# Arguments of the world model that have no keyword argument of their own
+WORLD_MODEL_KWARGS = {"network", "width", "depth", "ema_decay", "termination_fn"}
 
 
 def make_guide(guidance: str | Guide) -> Guide | None:
@@ -77,18 +77,19 @@ class GuidanceCallback(BaseCallback):
     Learn a diffusion world model from the real rollouts and, before each policy update, augment the rollout buffer with
     imagined segments, steered by the advantage of the current critic.
 
-    AGDPPO installs this callback by itself. It also works with other on-policy algorithms of SB3 and sb3-contrib, such as A2C and TRPO,
-    if they are created with ``rollout_buffer_class=AugmentedRolloutBuffer``.
+    AGDPPO installs this callback by itself. It also works with other on-policy algorithms of SB3 and sb3-contrib,
+    such as A2C and TRPO, if they are created with ``rollout_buffer_class=AugmentedRolloutBuffer``.
 
     Paper: https://arxiv.org/abs/2604.09035
 
-    :param guidance: What imagined segments are steered towards: ``"sag"`` or ``"eag"`` (Sigmoid or Exponential Advantage Guidance),
-        ``"reward"``, ``"none"``, or a :class:`Guide` of your own
+    :param guidance: What imagined segments are steered towards: ``"sag"`` or ``"eag"`` (Sigmoid or Exponential
+        Advantage Guidance), ``"reward"``, ``"none"``, or a :class:`Guide` of your own
     :param guidance_scale: Strength of the guidance, in standard deviations of the states per standard deviation of the
-        advantage; it is multiplied by the explained variance of the critic. It can be a function of the remaining progress (from 1 to 0)
+        advantage; it is multiplied by the explained variance of the critic. It can be a function of the remaining
+        progress (from 1 to 0)
     :param horizon: Number of transitions of an imagined segment
-    :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the remaining progress.
-        With 0, the world model is not trained either
+    :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the remaining
+        progress. With 0, the world model is not trained either
     :param n_denoising_steps: Number of calls of the denoiser per segment
     :param sampler: ``"flow"`` (flow matching), ``"ddim"`` or ``"ddpm"``
     :param world_model_gradient_steps: Updates of the world model per rollout (five times as many for the first)
@@ -98,8 +99,9 @@ class GuidanceCallback(BaseCallback):
     :param world_model_buffer_size: Real transitions that the world model is trained on; the oldest are overwritten
     :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``, ``width``, ``depth``,
         ``ema_decay``, ``termination_fn``)
-    :param termination_fn: The true rule of termination where it is known, in place of the learned one. It gets numpy arrays
-        ``(observations, actions, next_observations)`` in raw units with one row per transition and returns one boolean per row
+    :param termination_fn: The true rule of termination where it is known, in place of the learned one. It gets numpy
+        arrays ``(observations, actions, next_observations)`` in raw units with one row per transition and returns
+        one boolean per row
     :param progress_bar: Show a progress bar while the world model is fitted for the first time
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :raises ValueError: If an argument is invalid
@@ -138,6 +140,9 @@ class GuidanceCallback(BaseCallback):
         self.world_model_batch_size = world_model_batch_size
         self.world_model_warmup = world_model_warmup
         self.world_model_buffer_size = world_model_buffer_size
+        unknown = set(world_model_kwargs or {}) - WORLD_MODEL_KWARGS
+        if unknown:
+            raise ValueError(f"`world_model_kwargs` may hold {sorted(WORLD_MODEL_KWARGS)}, not {sorted(unknown)}")
         self.world_model_kwargs = {
             "horizon": horizon,
             "n_denoising_steps": n_denoising_steps,
@@ -145,10 +150,18 @@ class GuidanceCallback(BaseCallback):
             "termination_fn": termination_fn,
             **(world_model_kwargs or {}),
         }
+        # The world model checks its own arguments: let it do so now rather than in the midst of training
+        DiffusionWorldModel(observation_dim=1, action_dim=1, **self.world_model_kwargs)
         self.progress_bar = progress_bar
         self.imagination: Imagination | None = None
         self._seconds = {"fit": 0.0, "imagine": 0.0}
         self._iteration_start = time.perf_counter()
+
+    @property
+    def _buffer(self) -> AugmentedRolloutBuffer:
+        """The algorithm's rollout buffer."""
+        assert isinstance(self.model, OnPolicyAlgorithm) and isinstance(self.model.rollout_buffer, AugmentedRolloutBuffer)
+        return self.model.rollout_buffer
 
     @property
     def world_model(self) -> DiffusionWorldModel:
@@ -168,8 +181,8 @@ class GuidanceCallback(BaseCallback):
         rows_per_environment = self.world_model_buffer_size // model.n_envs
         if rows_per_environment < self.world_model_kwargs["horizon"] + 2:
             raise ValueError(
-                f"`world_model_buffer_size` {self.world_model_buffer_size} is too small: each of the {model.n_envs} environments "
-                f"needs room for `horizon` + 2 = {self.world_model_kwargs['horizon'] + 2} transitions"
+                f"`world_model_buffer_size` {self.world_model_buffer_size} is too small: each of the {model.n_envs} "
+                f"environments needs room for `horizon` + 2 = {self.world_model_kwargs['horizon'] + 2} transitions"
             )
         self.imagination = Imagination(model, self.world_model_buffer_size, self.world_model_kwargs, state)
         return self.imagination
@@ -204,7 +217,7 @@ class GuidanceCallback(BaseCallback):
         assert imagination is not None
         # SB3 updates its own figure only after this hook
         progress_remaining = 1.0 - self.num_timesteps / self.model._total_timesteps
-        buffer = self.model.rollout_buffer
+        buffer = self._buffer
         imagination.finish_rollout(buffer)
         ratio = self.synthetic_ratio(progress_remaining)
         ready = imagination.state.fitted or len(imagination.store) >= self.world_model_warmup

@@ -14,8 +14,8 @@ from stable_baselines3.common.utils import explained_variance
 
 from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
-from sb3_agd.agdppo.spaces import make_codec
-from sb3_agd.agdppo.trajectory_store import TrajectoryStore
+from sb3_agd.agdppo.spaces import SpaceCodec, make_codec
+from sb3_agd.agdppo.trajectory_store import TrajectoryStore, WindowSource
 from sb3_agd.world_model import Critic, DiffusionWorldModel, Guide, Segments
 
 # Imagination starts from states among this many newest transitions: older ones come from policies that are no more
@@ -106,10 +106,10 @@ class Imagination:
         if termination_fn is None or not callable(termination_fn):
             return termination_fn
 
+        def decode(codec: SpaceCodec, vectors: np.ndarray) -> np.ndarray:
+            return codec.decode(th.from_numpy(vectors)).numpy().astype(codec.dtype)
+
         def on_vectors(observations: np.ndarray, actions: np.ndarray, next_observations: np.ndarray) -> np.ndarray:
-            decode = (
-                lambda codec, vectors: codec.decode(th.from_numpy(vectors)).numpy().astype(codec.dtype)  # noqa: E731
-            )
             return termination_fn(
                 decode(self.observation_codec, observations),
                 decode(self.action_codec, actions),
@@ -142,14 +142,15 @@ class Imagination:
         """
         env = self.agent.vec_normalize
         observations = self.model._last_obs if env is None else env.get_original_obs()
+        assert isinstance(observations, np.ndarray)
         self._current = self._checked(self.observation_codec.encode(observations), "observation")
 
     def record(self, local_variables: dict[str, Any]) -> None:
         """
         Store one step of all environments.
 
-        :param local_variables: Local variables of ``collect_rollouts`` right after the step, when rewards are still those of the
-            environment (SB3 adds the value of truncated states to them later)
+        :param local_variables: Local variables of ``collect_rollouts`` right after the step, when rewards are still
+            those of the environment (SB3 adds the value of truncated states to them later)
         :raises ValueError: If an observation, action or reward is not finite
         """
         dones, infos = local_variables["dones"], local_variables["infos"]
@@ -228,9 +229,10 @@ class Imagination:
         """
         Range of the discounted returns of real rewards, with a margin.
 
-        Values learned on imagined states feed on themselves: each target bootstraps on values of other imagined states, which no
-        real reward ever corrects, and any optimism grows without limit. The cure is a bound from outside of that loop. It is made of
-        real rewards alone: a bound made of bootstrapped returns would itself grow with the values it should hold.
+        Values learned on imagined states feed on themselves: each target bootstraps on values of other imagined
+        states, which no real reward ever corrects, and any optimism grows without limit. The cure is a bound from
+        outside of that loop. It is made of real rewards alone: a bound made of bootstrapped returns would itself
+        grow with the values it should hold.
 
         :param buffer: The algorithm's rollout buffer
         :return: Lowest and highest credible value, in the critic's units
@@ -257,7 +259,7 @@ class Imagination:
         streams, rows = self.store.recent_starts(self._rollout_rows(buffer))
         chosen = self.state.rng.integers(len(rows), size=min(HELD_OUT_WINDOWS, len(rows)))
         windows = self.store.windows(streams[chosen], rows[chosen], self.world_model.horizon)
-        return self.world_model.prediction_error(self._on_device(windows), self.generator())
+        return self.world_model.prediction_error(windows, self.generator())
 
     def fit(
         self,
@@ -275,20 +277,9 @@ class Imagination:
         :param on_update: Called after each update
         :return: Mean losses, see :meth:`DiffusionWorldModel.fit`
         """
-
-        def sample_windows(n_windows: int) -> Segments[th.Tensor]:
-            starts = self.store.sample_starts(n_windows, self.state.rng)
-            return self.store.windows(*starts, horizon=self.world_model.horizon)
-
         self.state.fitted = True
-        return self.world_model.fit(sample_windows, gradient_steps, batch_size, learning_rate, self.generator(), on_update)
-
-    def _on_device(self, segments: Segments[th.Tensor]) -> Segments[th.Tensor]:
-        """
-        :param segments: Segments anywhere
-        :return: The same on the algorithm's device
-        """
-        return segments.map(lambda array: array.to(self.model.device))
+        source = WindowSource(self.store, self.world_model.horizon, self.state.rng)
+        return self.world_model.fit(source, gradient_steps, batch_size, learning_rate, self.generator(), on_update)
 
     # Imagining
 
@@ -337,9 +328,7 @@ class Imagination:
         buffer.augment(self._rollout_rows_of(segments, policy, n_rows), self.state.rng)
 
     @th.no_grad()
-    def _rollout_rows_of(
-        self, segments: Segments[th.Tensor], policy: FixedNoisePolicy, n_rows: int
-    ) -> RolloutBufferSamples:
+    def _rollout_rows_of(self, segments: Segments[th.Tensor], policy: FixedNoisePolicy, n_rows: int) -> RolloutBufferSamples:
         """
         Values, log-probabilities and GAE of imagined segments by the current policy and critic.
 
@@ -353,8 +342,9 @@ class Imagination:
         observations = agent.policy_observations(segments.observations[:, :-1])
         last_observations = agent.policy_observations(segments.observations[:, -1])
         actions = policy.actions
-        discrete = isinstance(model.action_space, spaces.Discrete)
-        values, log_probs, _ = model.policy.evaluate_actions(observations, actions.long().flatten() if discrete else actions)
+        if isinstance(model.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        values, log_probs, _ = model.policy.evaluate_actions(observations, actions)
         last_values = model.policy.predict_values(last_observations)
         all_values = th.cat([values.view(batch, horizon), last_values.view(batch, 1)], dim=1)
         low, high = self.state.value_range
@@ -366,7 +356,7 @@ class Imagination:
         rows = th.nonzero(kept).flatten()[:n_rows]
         return RolloutBufferSamples(
             observations[rows],
-            actions[rows],
+            policy.actions[rows],
             values.flatten()[rows],
             log_probs[rows],
             advantages.flatten()[rows],

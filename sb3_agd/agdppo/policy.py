@@ -12,6 +12,7 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_agd.agdppo.spaces import SpaceCodec
 
@@ -21,8 +22,8 @@ TINY = 1e-20
 
 class Agent:
     """
-    The actor and the critic of an SB3 on-policy algorithm as functions of the world model's observation vectors. They see imagined
-    states exactly as they see real ones, VecNormalize included.
+    The actor and the critic of an SB3 on-policy algorithm as functions of the world model's observation vectors.
+    They see imagined states exactly as they see real ones, VecNormalize included.
 
     :param model: The algorithm
     :param observation_codec: Codec of its observation space
@@ -35,7 +36,8 @@ class Agent:
         self.action_codec = action_codec
         vec_normalize = model.get_vec_normalize_env()
         if vec_normalize is not None and vec_normalize.observation_space.shape != model.observation_space.shape:
-            # Another wrapper (frame stacking, say) comes after the normalisation: what it puts out is what we can record
+            # Another wrapper (frame stacking, say) comes after the normalisation: what it puts out is what we can
+            # record
             vec_normalize = None
         self.vec_normalize = vec_normalize
 
@@ -56,6 +58,7 @@ class Agent:
         """
         env = self.vec_normalize
         if env is not None and env.norm_obs:
+            assert isinstance(env.obs_rms, RunningMeanStd)
             shift = th.as_tensor(env.obs_rms.mean.reshape(-1), device=observations.device)
             scale = th.as_tensor(np.sqrt(env.obs_rms.var + env.epsilon).reshape(-1), device=observations.device)
             observations = th.clamp((observations - shift) / scale, -env.clip_obs, env.clip_obs).float()
@@ -76,8 +79,8 @@ class Agent:
 
     def values(self, vectors: th.Tensor) -> th.Tensor:
         """
-        The critic on observation vectors, differentiable for every space: vectors of discrete observations may lie between
-        one-hot codes.
+        The critic on observation vectors, differentiable for every space: vectors of discrete observations may lie
+        between one-hot codes.
 
         :param vectors: In raw units, shape (N, size)
         :return: Values, shape (N,)
@@ -91,10 +94,10 @@ class Agent:
 
 class FixedNoisePolicy:
     """
-    The current policy with its noise drawn once per segment and step, so that an action moves only because the imagined state
-    moves. At any state the action is an exact sample of the policy, for every distribution of SB3's on-policy
-    algorithms: Gaussian noise for continuous actions (one noise matrix per segment with gSDE), Gumbel and logistic noise for
-    discrete ones.
+    The current policy with its noise drawn once per segment and step, so that an action moves only because the
+    imagined state moves. At any state the action is an exact sample of the policy, for every distribution of SB3's
+    on-policy algorithms: Gaussian noise for continuous actions (one noise matrix per segment with gSDE), Gumbel and
+    logistic noise for discrete ones.
 
     :param agent: The agent
     :param n_segments: Number of segments, B
@@ -143,9 +146,7 @@ class FixedNoisePolicy:
             return (distribution.distribution.logits + self.noise).argmax(-1, keepdim=True).float()
         assert isinstance(distribution, MultiCategoricalDistribution)
         parts = self.noise.split(distribution.action_dims, dim=-1)
-        choices = [
-            (part.logits + noise).argmax(-1) for part, noise in zip(distribution.distribution, parts, strict=True)
-        ]
+        choices = [(part.logits + noise).argmax(-1) for part, noise in zip(distribution.distribution, parts, strict=True)]
         return th.stack(choices, dim=-1).float()
 
     def environment_actions(self, actions: th.Tensor) -> th.Tensor:

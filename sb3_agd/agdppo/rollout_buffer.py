@@ -28,8 +28,9 @@ class AugmentedRolloutBuffer(RolloutBuffer):
         """
         Add imagined rows to those that :meth:`get` returns, in place of earlier ones.
 
-        :param imagined: Rows as :meth:`get` returns them, on the buffer's device: observations and actions as the policy sees and
-            gives them, old values and log-probabilities by the current policy, advantages and returns in the critic's units
+        :param imagined: Rows as :meth:`get` returns them, on the buffer's device: observations and actions as the
+            policy sees and gives them, old values and log-probabilities by the current policy, advantages and
+            returns in the critic's units
         :param rng: Shuffles real and imagined rows; private, so that imagination does not disturb the global stream
         """
         self.imagined = imagined

@@ -17,8 +17,9 @@ class TrajectoryStore:
     Ring buffer of transitions, one stream per environment.
 
     A stream holds the states of an episode in consecutive rows, together with the action taken there. The state that
-    follows the newest transition always stands in the row after it: the next transition overwrites that row with the same state, or, if
-    the episode is over, leaves it as the episode's last state. So every state is stored once, and a window is a run of rows.
+    follows the newest transition always stands in the row after it: the next transition overwrites that row with the
+    same state, or, if the episode is over, leaves it as the episode's last state. So every state is stored once, and
+    a window is a run of rows.
 
     :param capacity: Number of rows over all streams
     :param n_streams: Number of environments
@@ -80,7 +81,8 @@ class TrajectoryStore:
         :param observations: Shape (n_streams, observation_dim)
         :param actions: As the environments received them, shape (n_streams, action_dim)
         :param rewards: Shape (n_streams,)
-        :param next_observations: The states that followed, never those after a reset, shape (n_streams, observation_dim)
+        :param next_observations: The states that followed, never those after a reset, shape (n_streams,
+            observation_dim)
         :param terminations: Whether the state that followed is terminal, shape (n_streams,)
         :param episode_ends: Whether the episode is over for any reason, shape (n_streams,)
         """
@@ -129,7 +131,8 @@ class TrajectoryStore:
         n_used = self._n_used()
         streams, rows = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         while len(rows) < n_starts:
-            # Some rows hold no transition: at least every third row does as soon as one transition is stored in each stream
+            # Some rows hold no transition: at least every third row does as soon as one transition is stored in each
+            # stream
             candidate_streams = rng.integers(self.n_streams, size=n_starts)
             candidate_rows = rng.integers(n_used, size=n_starts)
             kept = self.is_transition[candidate_streams, candidate_rows]
@@ -137,10 +140,18 @@ class TrajectoryStore:
             rows = np.concatenate([rows, candidate_rows[kept]])
         return streams[:n_starts], rows[:n_starts]
 
+    def terminal_starts(self) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :return: Streams and rows of all terminal transitions
+        """
+        used = slice(self._n_used())
+        streams, rows = np.nonzero(self.terminations[:, used] & self.is_transition[:, used])
+        return streams, rows
+
     def windows(self, streams: np.ndarray, rows: np.ndarray, horizon: int) -> Segments[th.Tensor]:
         """
-        Cut windows that start at the given transitions. A window that reaches the end of its episode, or of the data, goes on with
-        copies of its last transition, masked.
+        Cut windows that start at the given transitions. A window that reaches the end of its episode, or of the
+        data, goes on with copies of its last transition, masked.
 
         :param streams: Shape (B,)
         :param rows: Rows of transitions, shape (B,)
@@ -181,9 +192,9 @@ class TrajectoryStore:
         :param file: Open binary file
         """
         n_used = self._n_used()
-        arrays = {name: getattr(self, name)[:, :n_used] for name in ARRAYS}
-        counters = {"n_rows": self.n_rows, "position": self.position, "episode": self.episode}
-        np.savez(file, format_version=FORMAT_VERSION, **counters, **arrays)
+        content = {name: getattr(self, name)[:, :n_used] for name in ARRAYS}
+        content |= {"n_rows": np.array(self.n_rows), "position": self.position, "episode": self.episode}
+        np.savez(file, allow_pickle=False, format_version=np.array(FORMAT_VERSION), **content)
 
     def load(self, file: IO[bytes]) -> None:
         """
@@ -198,7 +209,9 @@ class TrajectoryStore:
         except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
             raise ValueError(f"not a readable file of transitions ({error})") from error
         if loaded["format_version"] > FORMAT_VERSION:
-            raise ValueError(f"written in format {loaded['format_version']}, newer than {FORMAT_VERSION}, the newest one known here")
+            raise ValueError(
+                f"written in format {loaded['format_version']}, newer than {FORMAT_VERSION}, the newest one known here"
+            )
         for what, found, expected in (
             ("environments", len(loaded["position"]), self.n_streams),
             ("rows per environment (`world_model_buffer_size`)", int(loaded["n_rows"]), self.n_rows),
@@ -211,3 +224,36 @@ class TrajectoryStore:
         for name in ARRAYS:
             getattr(self, name)[:, : loaded[name].shape[1]] = loaded[name]
         self.position[:], self.episode[:] = loaded["position"], loaded["episode"]
+
+
+class WindowSource:
+    """
+    Training data of the world model: windows of a store as it is now.
+
+    :param store: The store, with one transition at least
+    :param horizon: Number of transitions of a window
+    :param rng: Random generator
+    """
+
+    def __init__(self, store: TrajectoryStore, horizon: int, rng: np.random.Generator):
+        self.store = store
+        self.horizon = horizon
+        self.rng = rng
+        self.terminal_starts = store.terminal_starts()
+        self.termination_rate = len(self.terminal_starts[0]) / len(store)
+
+    def segments(self, n_segments: int) -> Segments[th.Tensor]:
+        """
+        :param n_segments: Number of windows
+        :return: Windows whose starts are drawn evenly from all transitions
+        """
+        return self.store.windows(*self.store.sample_starts(n_segments, self.rng), horizon=self.horizon)
+
+    def terminal_transitions(self, n_transitions: int) -> Segments[th.Tensor]:
+        """
+        :param n_transitions: Number of transitions
+        :return: Windows of one transition, drawn evenly from all terminal transitions
+        """
+        streams, rows = self.terminal_starts
+        chosen = self.rng.integers(len(rows), size=n_transitions)
+        return self.store.windows(streams[chosen], rows[chosen], horizon=1)

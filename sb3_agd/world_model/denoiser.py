@@ -1,8 +1,8 @@
 """
 Networks of the world model. They see standardised values only and know nothing of noise schedules or guidance.
 
-A denoiser predicts the clean states and rewards of a segment from their noisy version, the noise level, the start state and the
-actions. The termination classifier judges single transitions.
+A denoiser predicts the clean states and rewards of a segment from their noisy version, the noise level, the start
+state and the actions. The termination classifier judges single transitions.
 """
 
 import math
@@ -31,9 +31,9 @@ def time_embedding(time: th.Tensor) -> th.Tensor:
 class RecurrentDenoiser(nn.Module):
     """
     Denoiser that walks along the segment: the clean estimate of each next state follows from the clean estimate
-    of the state before it, the action, and the noisy next state. The weights are shared over time, as the laws of motion are,
-    and no estimate can see a later action. A network without this causality learns that an episode is about to end from the
-    padding behind its end, a hint that it lacks when it imagines.
+    of the state before it, the action, and the noisy next state. The weights are shared over time, as the laws of
+    motion are, and no estimate can see a later action. A network without this causality learns that an episode is
+    about to end from the padding behind its end, a hint that it lacks when it imagines.
 
     :param observation_dim: Dimension of a state
     :param action_dim: Dimension of an action
@@ -118,15 +118,16 @@ class TerminationClassifier(nn.Module):
 
     def __init__(self, observation_dim: int, action_dim: int, width: int = 64, prior: float = 0.01):
         super().__init__()
+        log_odds = nn.Linear(width, 1)
+        nn.init.zeros_(log_odds.weight)
+        nn.init.constant_(log_odds.bias, math.log(prior / (1 - prior)))
         self.layers = nn.Sequential(
             nn.Linear(2 * observation_dim + action_dim, width),
             nn.SiLU(),
             nn.Linear(width, width),
             nn.SiLU(),
-            nn.Linear(width, 1),
+            log_odds,
         )
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.constant_(self.layers[-1].bias, math.log(prior / (1 - prior)))
 
     def forward(self, observations: th.Tensor, actions: th.Tensor, next_observations: th.Tensor) -> th.Tensor:
         """

@@ -73,8 +73,8 @@ class ExponentialAdvantageGuide(Guide):
 
 class SigmoidAdvantageGuide(Guide):
     """
-    Sigmoid Advantage Guidance (SAG): segments are weighted by the product of ``sigmoid(advantage)``. The pull on a transition,
-    ``1 - sigmoid(advantage)``, fades once its advantage is high.
+    Sigmoid Advantage Guidance (SAG): segments are weighted by the product of ``sigmoid(advantage)``. The pull on a
+    transition, ``1 - sigmoid(advantage)``, fades once its advantage is high.
     """
 
     def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:

@@ -50,8 +50,9 @@ class Normalizer(nn.Module):
         count = self.count + len(values)
         batch_mean = values.mean(0)
         delta = batch_mean - self.mean
-        self.squared_deviations += (values - batch_mean).square().sum(0) + delta.square() * self.count * len(values) / count
-        self.mean += delta * len(values) / count
+        share = len(values) / count
+        self.squared_deviations += (values - batch_mean).square().sum(0) + delta.square() * self.count * share
+        self.mean += delta * share
         low, high = values.amin(0).float(), values.amax(0).float()
         first = self.count == 0
         self.low.copy_(low if first else th.minimum(self.low, low))

@@ -1,15 +1,15 @@
 """
 Gaussian probability paths between data and noise, and the one update rule that all samplers share.
 
-A path mixes clean data ``x0`` and Gaussian noise ``eps`` as ``x_t = alpha_t x0 + sigma_t eps`` for a time ``t`` in [0, 1],
-from pure data (t = 0) to pure noise (t = 1). Given a denoiser that predicts ``x0`` from ``x_t``, a step to an earlier
-time ``s`` is
+A path mixes clean data ``x0`` and Gaussian noise ``eps`` as ``x_t = alpha_t x0 + sigma_t eps`` for a time ``t`` in
+[0, 1], from pure data (t = 0) to pure noise (t = 1). Given a denoiser that predicts ``x0`` from ``x_t``, a step to
+an earlier time ``s`` is
 
     eps_hat = (x_t - alpha_t x0_hat) / sigma_t
     x_s     = alpha_s x0_hat + sqrt(sigma_s^2 - v^2) eps_hat + v z,    z ~ N(0, I)
 
-which is DDPM's ancestral step on the cosine path with its posterior variance as ``v^2``, DDIM with ``v = 0``, and an Euler step
-of flow matching on the straight path with ``v = 0``.
+which is DDPM's ancestral step on the cosine path with its posterior variance as ``v^2``, DDIM with ``v = 0``, and an
+Euler step of flow matching on the straight path with ``v = 0``.
 """
 
 import math

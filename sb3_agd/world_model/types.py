@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch as th
@@ -23,7 +23,8 @@ class Segments(Generic[ArrayT]):
     :param observations: Visited states, shape (B, H + 1, observation_dim); column 0 is the start state
     :param actions: Actions as the environment receives them, shape (B, H, action_dim)
     :param rewards: Rewards, shape (B, H)
-    :param terminations: Whether a transition ended the episode in a terminal state (a time limit does not), shape (B, H)
+    :param terminations: Whether a transition ended the episode in a terminal state (a time limit does not), shape
+        (B, H)
     :param mask: Whether a transition is part of the segment, shape (B, H)
     """
 
@@ -44,9 +45,30 @@ class Segments(Generic[ArrayT]):
         return len(self.rewards)
 
 
+class SegmentSource(Protocol):
+    """
+    Where the world model draws its training data from. ``termination_rate`` is the share of terminal transitions
+    among all.
+    """
+
+    termination_rate: float
+
+    def segments(self, n_segments: int) -> Segments[th.Tensor]:
+        """
+        :param n_segments: Number of segments
+        :return: Segments in raw units whose first transitions are drawn evenly from all
+        """
+
+    def terminal_transitions(self, n_transitions: int) -> Segments[th.Tensor]:
+        """
+        :param n_transitions: Number of transitions
+        :return: Segments of horizon 1, drawn evenly from the terminal transitions, of which there must be one at least
+        """
+
+
 def mask_after_termination(terminations: ArrayT) -> ArrayT:
     """
     :param terminations: Boolean, shape (B, H)
     :return: ``True`` up to and including the first termination of each row, shape (B, H)
     """
-    return terminations.cumsum(1) - 1 * terminations == 0  # type: ignore[return-value]
+    return terminations.cumsum(1) - 1 * terminations == 0

@@ -1,6 +1,7 @@
 """The diffusion world model: fitting on real segments and imagining new ones."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from sb3_agd.world_model.denoiser import DENOISERS, TerminationClassifier
 from sb3_agd.world_model.guides import Critic, Guide
 from sb3_agd.world_model.normalizer import Normalizer
 from sb3_agd.world_model.paths import PATHS, sample
-from sb3_agd.world_model.types import Segments, mask_after_termination
+from sb3_agd.world_model.types import Segments, SegmentSource, mask_after_termination
 
 # Actions at imagined states: (B, H, observation_dim) -> (B, H, action_dim), both in raw units
 Policy = Callable[[th.Tensor], th.Tensor]
@@ -23,31 +24,37 @@ TerminationFn = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 MAX_GRAD_NORM = 1.0
 # Weight of the newest update in the running mean of the weights, while there are few of them
 EMA_WARMUP = 10
+# Additional terminal transitions per segment in each update
+TERMINAL_SHARE = 0.25
 
 
 class DiffusionWorldModel(nn.Module):
     """
-    Diffusion model of trajectory segments: next states and rewards of ``horizon`` steps, given the start state and the actions,
-    all denoised at once (arXiv 2604.09035, arXiv 2312.08533). Terminations come from a classifier of single transitions.
+    Diffusion model of trajectory segments: next states and rewards of ``horizon`` steps, given the start state and
+    the actions, all denoised at once (arXiv 2604.09035, arXiv 2312.08533). Terminations come from a classifier of
+    single transitions.
 
     It works on flat vectors in raw units and standardises them itself.
 
     :param observation_dim: Dimension of a state
     :param action_dim: Dimension of an action
     :param horizon: Number of transitions of a segment
-    :param sampler: Path and sampler: ``"flow"`` (flow matching), ``"ddim"`` or ``"ddpm"`` (cosine path, without or with fresh noise)
+    :param sampler: Path and sampler: ``"flow"`` (flow matching), ``"ddim"`` or ``"ddpm"`` (cosine path, without or
+        with fresh noise)
     :param n_denoising_steps: Number of calls of the denoiser per segment
     :param network: ``"recurrent"`` (causal, weights shared over time) or ``"mlp"`` (PolyGRAD's residual network)
     :param width: Units of each hidden layer of the denoiser
     :param depth: Number of hidden layers (recurrent) or residual blocks (mlp)
     :param learning_rate: Learning rate of Adam
     :param ema_decay: Decay per update of the running mean of the weights, which imagination uses
-    :param termination_fn: The true rule of termination, in place of the classifier, where it is known. It gets numpy arrays
-        ``(observations, actions, next_observations)`` with one row per transition and returns one boolean per row
+    :param termination_fn: The true rule of termination, in place of the classifier, where it is known. It gets numpy
+        arrays ``(observations, actions, next_observations)`` with one row per transition and returns one boolean per
+        row
     :param seed: Seed of the initial weights
     """
 
-    count_terminations: th.Tensor
+    n_terminations: th.Tensor
+    n_updates: th.Tensor
 
     def __init__(
         self,
@@ -94,7 +101,7 @@ class DiffusionWorldModel(nn.Module):
         self.action_normalizer = Normalizer(action_dim)
         self.reward_normalizer = Normalizer(1)
         # Float buffers: SB3 treats all saved parameters as floats
-        self.register_buffer("count_terminations", th.zeros(()))
+        self.register_buffer("n_terminations", th.zeros(()))
         self.register_buffer("n_updates", th.zeros(()))
         # Initialisation draws from the global stream, which belongs to the agent
         with th.random.fork_rng(devices=[]):
@@ -111,7 +118,7 @@ class DiffusionWorldModel(nn.Module):
     @property
     def device(self) -> th.device:
         """Device that the weights are on."""
-        return self.count_terminations.device
+        return self.n_terminations.device
 
     def observe(self, observations: th.Tensor, actions: th.Tensor, rewards: th.Tensor, terminations: th.Tensor) -> None:
         """
@@ -125,7 +132,7 @@ class DiffusionWorldModel(nn.Module):
         self.observation_normalizer.update(observations.to(self.device))
         self.action_normalizer.update(actions.to(self.device))
         self.reward_normalizer.update(rewards.to(self.device)[:, None])
-        self.count_terminations += terminations.sum().to(self.count_terminations)
+        self.n_terminations += terminations.sum().to(self.n_terminations)
 
     def _standardise(self, segments: Segments[th.Tensor]) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
@@ -137,40 +144,44 @@ class DiffusionWorldModel(nn.Module):
         rewards = self.reward_normalizer(segments.rewards[..., None])
         return states, self.action_normalizer(segments.actions), th.cat([states[:, 1:], rewards], dim=-1)
 
-    def loss(self, segments: Segments[th.Tensor], generator: th.Generator | None = None) -> tuple[th.Tensor, th.Tensor]:
+    def denoising_loss(self, segments: Segments[th.Tensor], generator: th.Generator | None = None) -> th.Tensor:
         """
-        Denoising loss (mean squared error of the clean estimate) and termination loss of real segments.
+        Mean squared error of the clean estimate at random noise levels.
 
-        :param segments: In raw units, on the model's device
+        :param segments: Real segments in raw units, on the model's device
         :param generator: Source of the noise
-        :return: Denoising loss and termination loss
+        :return: Scalar
         """
         states, actions, clean = self._standardise(segments)
-        n_segments = len(segments)
         # More weight on high noise levels, where the states must come from the dynamics alone
-        time = th.rand(n_segments, generator=generator, device=self.device).sqrt()
+        time = th.rand(len(segments), generator=generator, device=self.device).sqrt()
         noise = th.randn(clean.shape, generator=generator, device=self.device)
         estimate = self.networks["denoiser"](self.path.add_noise(clean, noise, time), time, states[:, 0], actions)
-        mask = segments.mask
-        denoising_loss = ((estimate - clean).square().mean(-1) * mask).sum() / mask.sum()
+        return ((estimate - clean).square().mean(-1) * segments.mask).sum() / segments.mask.sum()
 
-        # Terminations are rare: keep all of them and a share of the rest, and correct the log-odds for it
-        # (King and Zeng, 2001, "Logistic regression in rare events data"). Half of the rows hold the model's own estimates, so that the
-        # classifier is calibrated on states as blurred as those that it will judge.
-        share = 1 / self.horizon
-        kept = mask & (segments.terminations | (th.rand(mask.shape, generator=generator, device=self.device) < share))
-        estimated = th.cat([states[:, :1], estimate[..., :-1].detach()], dim=1)
-        both = th.stack([states, estimated])
-        logits = self.networks["termination"](
-            both[:, :, :-1][:, kept], actions[kept].expand(2, -1, -1), both[:, :, 1:][:, kept]
-        )
-        targets = segments.terminations[kept].to(logits).expand_as(logits)
-        termination_loss = F.binary_cross_entropy_with_logits(logits - np.log(share), targets)
-        return denoising_loss, termination_loss
+    def termination_loss(
+        self, segments: Segments[th.Tensor], terminal: Segments[th.Tensor], termination_rate: float
+    ) -> th.Tensor:
+        """
+        Cross-entropy of the terminations. Terminal transitions are too rare to learn from as they come, so many more
+        of them are shown, and the log-odds are corrected for it: without the extra ones, they would be calibrated
+        (King and Zeng, 2001, "Logistic regression in rare events data").
+
+        :param segments: Real segments in raw units; their first transition is used
+        :param terminal: Additional terminal transitions, segments of horizon 1 in raw units
+        :param termination_rate: Share of terminal transitions among all
+        :return: Scalar
+        """
+        targets = th.cat([segments.terminations[:, 0], terminal.terminations[:, 0]]).float()
+        observations = self.observation_normalizer(th.cat([segments.observations[:, :2], terminal.observations]))
+        actions = self.action_normalizer(th.cat([segments.actions[:, 0], terminal.actions[:, 0]]))
+        logits = self.networks["termination"](observations[:, 0], actions, observations[:, 1])
+        excess = 1 + len(terminal) / (len(segments) * termination_rate)
+        return F.binary_cross_entropy_with_logits(logits + math.log(excess), targets)
 
     def fit(
         self,
-        sample_segments: Callable[[int], Segments[th.Tensor]],
+        source: SegmentSource,
         gradient_steps: int,
         batch_size: int,
         learning_rate: float | None = None,
@@ -180,22 +191,30 @@ class DiffusionWorldModel(nn.Module):
         """
         Train on real segments.
 
-        :param sample_segments: Draws the given number of real segments, in raw units
+        :param source: Where to draw real segments from
         :param gradient_steps: Number of updates
         :param batch_size: Number of segments of each update
         :param learning_rate: New learning rate, ``None`` to keep the present one
         :param generator: Source of the noise
         :param on_update: Called after each update
-        :return: Mean ``denoising_loss`` and ``termination_loss`` over the updates
+        :return: Mean ``denoising_loss`` and ``termination_loss`` over the updates; the latter is 0 until there is
+            something to learn
         """
         if learning_rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
-        weights, means = list(self.networks.parameters()), list(self.ema_networks.parameters())
+        weights: list[th.Tensor] = list(self.networks.parameters())
+        means: list[th.Tensor] = list(self.ema_networks.parameters())
         total = th.zeros(2, device=self.device)
+        learn_terminations = source.termination_rate > 0 and self.termination_fn is None
+        n_terminal = max(1, round(TERMINAL_SHARE * batch_size))
         for _ in range(gradient_steps):
-            segments = sample_segments(batch_size).map(lambda array: array.to(self.device))
-            denoising_loss, termination_loss = self.loss(segments, generator)
+            segments = self._on_device(source.segments(batch_size))
+            denoising_loss = self.denoising_loss(segments, generator)
+            termination_loss = th.zeros_like(denoising_loss)
+            if learn_terminations:
+                terminal = self._on_device(source.terminal_transitions(n_terminal))
+                termination_loss = self.termination_loss(segments, terminal, source.termination_rate)
             self.optimizer.zero_grad()
             (denoising_loss + termination_loss).backward()
             nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
@@ -223,8 +242,8 @@ class DiffusionWorldModel(nn.Module):
         """
         Imagine one segment from each start state in one pass of reverse diffusion.
 
-        The policy is asked anew at every reverse step, at the clean estimate of the states. Its noise should be the same at
-        each call: then the actions returned are exact samples of the policy at the states returned.
+        The policy is asked anew at every reverse step, at the clean estimate of the states. Its noise should be the
+        same at each call: then the actions returned are exact samples of the policy at the states returned.
 
         :param observations: Start states in raw units, shape (B, observation_dim); they are returned untouched
         :param policy: Actions at imagined states, both in raw units
@@ -236,7 +255,6 @@ class DiffusionWorldModel(nn.Module):
         """
         start = self.observation_normalizer(observations)
         states = observations[:, None].expand(-1, self.horizon + 1, -1)
-        actions = policy(states[:, :-1])
         guidance_lengths = []
 
         def denoise(noisy: th.Tensor, time: float) -> th.Tensor:
@@ -283,7 +301,8 @@ class DiffusionWorldModel(nn.Module):
         :param clean: Standardised next states and, last, rewards, shape (B, H, observation_dim + 1)
         :return: The same, within the observed range plus a margin
         """
-        states, rewards = self.observation_normalizer.clamp(clean[..., :-1]), self.reward_normalizer.clamp(clean[..., -1:])
+        states = self.observation_normalizer.clamp(clean[..., :-1])
+        rewards = self.reward_normalizer.clamp(clean[..., -1:])
         return th.cat([states, rewards], dim=-1)
 
     def _raw_states(self, start: th.Tensor, clean: th.Tensor) -> th.Tensor:
@@ -330,25 +349,33 @@ class DiffusionWorldModel(nn.Module):
                     f"`termination_fn` must return one boolean per row, shape {(len(rows[0]),)}, not {outcome.shape}"
                 )
             return th.as_tensor(outcome, dtype=states.dtype, device=states.device).view(actions.shape[:2])
-        if self.count_terminations == 0:
+        if self.n_terminations == 0:
             # What was never seen is not imagined: rare false alarms would cut the returns of endless tasks
             return th.zeros(actions.shape[:2], device=states.device)
         normalize = self.observation_normalizer
         logits = self.ema_networks["termination"](normalize(before), self.action_normalizer(actions), normalize(after))
         return logits.sigmoid()
 
+    def _on_device(self, segments: Segments[th.Tensor]) -> Segments[th.Tensor]:
+        """
+        :param segments: Segments anywhere
+        :return: The same on the model's device
+        """
+        return segments.map(lambda array: array.to(self.device))
+
     def prediction_error(self, segments: Segments[th.Tensor], generator: th.Generator | None = None) -> dict[str, th.Tensor]:
         """
         Compare real segments with what the model makes of their start states and actions.
 
-        :param segments: Real segments in raw units, on the model's device
+        :param segments: Real segments in raw units
         :param generator: Source of the noise
-        :return: ``states`` and ``nothing_changes``: root mean squared error after each step of the imagined states and of the
-            start state kept, in standard deviations of the observations, each of shape (H,); ``rewards``: the same for
-            rewards; ``imagined_terminations`` and ``real_terminations``: rates per transition, scalars
+        :return: ``states`` and ``nothing_changes``: root mean squared error after each step of the imagined states
+            and of the start state kept, in standard deviations of the observations, each of shape (H,); ``rewards``:
+            the same for rewards; ``imagined_terminations`` and ``real_terminations``: rates per transition, scalars
         """
+        segments = self._on_device(segments)
         imagined = self.imagine(segments.observations[:, 0], lambda _: segments.actions, generator=generator)
-        real_states, _, real = self._standardise(segments)
+        states, _, real = self._standardise(segments)
         _, _, predicted = self._standardise(imagined)
         mask = segments.mask
 
@@ -356,10 +383,12 @@ class DiffusionWorldModel(nn.Module):
             per_step = (difference.square().mean(-1) * mask).sum(0) / mask.sum(0)
             return per_step.sqrt()
 
+        # Segments cut off by anything else than a termination say nothing about how long they would have gone on
+        whole = mask.all(1) | segments.terminations.any(1)
         return {
             "states": rms((predicted - real)[..., :-1]),
-            "nothing_changes": rms(real_states[:, :1] - real_states[:, 1:]),
+            "nothing_changes": rms(states[:, :1] - states[:, 1:]),
             "rewards": rms((predicted - real)[..., -1:]),
-            "imagined_terminations": imagined.terminations[mask & imagined.mask].float().mean(),
-            "real_terminations": segments.terminations[mask].float().mean(),
+            "imagined_terminations": imagined.terminations[whole][imagined.mask[whole]].float().mean(),
+            "real_terminations": segments.terminations[whole][mask[whole]].float().mean(),
         }

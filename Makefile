@@ -1,0 +1,38 @@
+# `make train` and `make test` need nothing but Python >= 3.10: they build their own environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+SOURCES := sb3_agd benchmarks tests setup.py
+
+.PHONY: train test pytest lint type format clean
+
+# The environment is rebuilt whenever what it is made of changes
+$(INSTALLED): setup.py constraints.txt
+	$(PYTHON) -c "import sys; sys.exit('Python >= 3.10 is needed: make PYTHON=python3.x' if sys.version_info < (3, 10) else 0)"
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[benchmarks,tests]"
+	touch $@
+
+train: $(INSTALLED)
+	$(BIN)/python -m benchmarks.compare
+
+test: lint type pytest
+
+pytest: $(INSTALLED)
+	$(BIN)/python -m pytest tests
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+type: $(INSTALLED)
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,162 @@
+"""
+Train AGDPPO and SB3's PPO side by side on one task, and leave a table, the evaluations, a plot and the models in a
+run folder::
+
+    python -m benchmarks.compare --env HalfCheetah-v5 --steps 30000
+"""
+
+import argparse
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch as th
+from rich.console import Console
+from rich.table import Table
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import EvalCallback
+
+from benchmarks.settings import algorithm_arguments, load_settings, make_environment
+from sb3_agd import AGDPPO
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+ALGORITHMS: dict[str, type[PPO]] = {"agdppo": AGDPPO, "ppo": PPO}
+# Colours that remain distinct for colour-blind readers (Okabe and Ito)
+COLOURS = {"agdppo": "#0072B2", "ppo": "#D55E00"}
+# Evaluation episodes must differ from those of training
+EVALUATION_SEED_OFFSET = 10_000
+
+
+def train(name: str, arguments: argparse.Namespace, folder: Path) -> pd.DataFrame:
+    """
+    Train one algorithm and evaluate it on the way.
+
+    :param name: Name of the algorithm
+    :param arguments: Command line
+    :param folder: Where to leave the model and the evaluations
+    :return: One row per evaluation
+    """
+    settings = load_settings(name, arguments.env)
+    env = make_environment(arguments.env, settings, arguments.seed, training=True)
+    eval_env = make_environment(arguments.env, settings, arguments.seed + EVALUATION_SEED_OFFSET, training=False)
+    model = ALGORITHMS[name](env=env, seed=arguments.seed, device="cpu", **algorithm_arguments(settings))
+    evaluation = TimedEvalCallback(
+        eval_env,
+        n_eval_episodes=arguments.eval_episodes,
+        eval_freq=max(arguments.eval_freq // env.num_envs, 1),
+        log_path=str(folder / name),
+        verbose=0,
+    )
+    print(f"Training {model.__class__.__name__} on {arguments.env} for {arguments.steps:,} steps, seed {arguments.seed}")
+    model.learn(arguments.steps, callback=evaluation, progress_bar=True)
+    model.save(folder / name / "model")
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None:
+        normalize.save(str(folder / name / "vecnormalize.pkl"))
+    returns = np.array(evaluation.evaluations_results)
+    table = pd.DataFrame(
+        {
+            "timesteps": evaluation.evaluations_timesteps,
+            "return_mean": returns.mean(axis=1),
+            "return_std": returns.std(axis=1),
+            "wall_seconds": evaluation.wall_seconds,
+        }
+    )
+    table.round(3).to_csv(folder / f"{name}.csv", index=False)
+    return table
+
+
+class TimedEvalCallback(EvalCallback):
+    """SB3's ``EvalCallback`` that also notes the training time, without the time of the evaluations."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.wall_seconds: list[float] = []
+        self._evaluation_seconds = 0.0
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        self._start = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        before = time.perf_counter()
+        go_on = super()._on_step()
+        if len(self.evaluations_timesteps) > len(self.wall_seconds):
+            self.wall_seconds.append(before - self._start - self._evaluation_seconds)
+            self._evaluation_seconds += time.perf_counter() - before
+        return go_on
+
+
+def plot(results: dict[str, pd.DataFrame], arguments: argparse.Namespace, file: Path) -> None:
+    """
+    :param results: Evaluations of each algorithm
+    :param arguments: Command line
+    :param file: Where to save the figure
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, table in results.items():
+        label = ALGORITHMS[name].__name__
+        axes.plot(table.timesteps, table.return_mean, marker="o", color=COLOURS[name], label=label)
+        low, high = table.return_mean - table.return_std, table.return_mean + table.return_std
+        axes.fill_between(table.timesteps, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel(f"return of an episode\n(mean and standard deviation of {arguments.eval_episodes} episodes)")
+    axes.set_title(f"{arguments.env}, seed {arguments.seed}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def show(results: dict[str, pd.DataFrame], arguments: argparse.Namespace) -> None:
+    """
+    Print one table of both learning curves.
+
+    :param results: Evaluations of each algorithm
+    :param arguments: Command line
+    """
+    table = Table(title=f"{arguments.env}, seed {arguments.seed}, {arguments.eval_episodes} deterministic episodes")
+    table.add_column("timesteps", justify="right")
+    for name in results:
+        label = ALGORITHMS[name].__name__
+        table.add_column(f"{label} return", justify="right")
+        table.add_column(f"{label} wall s", justify="right")
+    for row in range(min(len(evaluations) for evaluations in results.values())):
+        cells = [f"{next(iter(results.values())).timesteps[row]:,}"]
+        for evaluations in results.values():
+            line = evaluations.iloc[row]
+            cells += [f"{line.return_mean:.0f} ± {line.return_std:.0f}", f"{line.wall_seconds:.0f}"]
+        table.add_row(*cells)
+    Console().print(table)
+
+
+def main() -> None:
+    """Parse the command line, train, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="HalfCheetah-v5", help="task, one that hyperparams/*.yml name")
+    parser.add_argument("--steps", type=int, default=30_000, help="environment steps of each algorithm")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--eval-freq", type=int, default=5_000, help="steps between evaluations")
+    parser.add_argument("--eval-episodes", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=None, help="run folder (default: a new one in runs/)")
+    arguments = parser.parse_args()
+    if arguments.steps < arguments.eval_freq:
+        parser.error("--steps must be at least --eval-freq, or there is nothing to show")
+    # More threads slow such small networks down
+    th.set_num_threads(1)
+    folder = arguments.folder or Path("runs") / f"{arguments.env}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {name: train(name, arguments, folder) for name in ALGORITHMS}
+    plot(results, arguments, folder / "returns.png")
+    show(results, arguments)
+    print(f"Models, evaluations and the plot are in {folder}")
+
+
+if __name__ == "__main__":
+    main()

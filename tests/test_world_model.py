@@ -1,0 +1,889 @@
+"""The world model on toy systems whose laws are known."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from torch import nn
+
+from sb3_agd.world_model import (
+    Critic,
+    DiffusionWorldModel,
+    ExponentialAdvantageGuide,
+    Guide,
+    RewardGuide,
+    Segments,
+    SigmoidAdvantageGuide,
+)
+from sb3_agd.world_model.denoiser import RecurrentDenoiser, ResidualMLPDenoiser
+from sb3_agd.world_model.guides import GUIDES
+from sb3_agd.world_model.normalizer import Normalizer
+from sb3_agd.world_model.paths import PATHS, GaussianPath
+from sb3_agd.world_model.types import mask_after_termination
+
+OBSERVATION_DIM, ACTION_DIM, HORIZON = 2, 1, 3
+GAMMA = 0.9
+# Laws of the linear system: s' = s @ TRANSITION + a @ CONTROL (+ noise), r = s' @ REWARD_WEIGHTS (+ noise)
+TRANSITION = th.tensor([[0.9, 0.2], [-0.2, 0.9]])
+CONTROL = th.tensor([[0.3, 0.5]])
+REWARD_WEIGHTS = th.tensor([1.0, -0.5])
+NOISE_STD = 0.3
+VALUE_WEIGHTS = th.tensor([2.0, 1.0])
+
+each_sampler = pytest.mark.parametrize("sampler", sorted(PATHS))
+each_network = pytest.mark.parametrize("network", ["recurrent", "mlp"])
+each_guide = pytest.mark.parametrize("guide", [guide() for guide in GUIDES.values()], ids=list(GUIDES))
+
+
+@pytest.fixture(autouse=True)
+def single_thread() -> Iterator[None]:
+    """Threads only cost time on networks as small as these."""
+    n_threads = th.get_num_threads()
+    th.set_num_threads(1)
+    yield
+    th.set_num_threads(n_threads)
+
+
+def seeded(seed: int = 0) -> th.Generator:
+    return th.Generator().manual_seed(seed)
+
+
+def roll_out(start: th.Tensor, actions: th.Tensor, noise: th.Tensor) -> th.Tensor:
+    """Next states and, last, rewards of the linear system, shape (B, H, OBSERVATION_DIM + 1)."""
+    state, rows = start, []
+    for step in range(actions.shape[1]):
+        control = actions[:, step] @ CONTROL.to(actions)
+        state = state @ TRANSITION.to(start) + control + NOISE_STD * noise[:, step, :-1]
+        reward = state @ REWARD_WEIGHTS.to(start) + NOISE_STD * noise[:, step, -1]
+        rows.append(th.cat([state, reward[:, None]], dim=1))
+    return th.stack(rows, dim=1)
+
+
+def as_segments(start: th.Tensor, actions: th.Tensor, clean: th.Tensor, terminations: th.Tensor | None = None) -> Segments:
+    """Segments of the given next states and rewards; what lies behind a termination repeats the last transition."""
+    if terminations is None:
+        terminations = th.zeros(actions.shape[:2], dtype=th.bool)
+    mask = mask_after_termination(terminations)
+    inside = th.minimum(th.arange(actions.shape[1]), mask.sum(1, keepdim=True) - 1)
+    rows = th.arange(len(actions))[:, None]
+    return Segments(
+        observations=th.cat([start[:, None], clean[rows, inside, :-1]], dim=1),
+        actions=actions[rows, inside],
+        rewards=clean[rows, inside, -1],
+        terminations=terminations & mask,
+        mask=mask,
+    )
+
+
+def linear_segments(n_segments: int, generator: th.Generator, noisy: bool = False, horizon: int = HORIZON) -> Segments:
+    start = th.randn(n_segments, OBSERVATION_DIM, generator=generator)
+    actions = th.randn(n_segments, horizon, ACTION_DIM, generator=generator)
+    noise = th.randn(n_segments, horizon, OBSERVATION_DIM + 1, generator=generator) * noisy
+    return as_segments(start, actions, roll_out(start, actions, noise))
+
+
+def observe(model: DiffusionWorldModel, segments: Segments) -> None:
+    mask = segments.mask
+    model.observe(
+        segments.observations[:, 1:][mask], segments.actions[mask], segments.rewards[mask], segments.terminations[mask]
+    )
+
+
+def make_model(**changes: Any) -> DiffusionWorldModel:
+    kwargs: dict[str, Any] = dict(
+        observation_dim=OBSERVATION_DIM, action_dim=ACTION_DIM, horizon=HORIZON, width=16, depth=2, seed=0
+    )
+    return DiffusionWorldModel(**{**kwargs, **changes})
+
+
+def fitted(
+    sample_segments: Callable[[int, th.Generator], Segments], gradient_steps: int = 5, **changes: Any
+) -> DiffusionWorldModel:
+    model, generator = make_model(**changes), seeded()
+    observe(model, sample_segments(2000, generator))
+    model.fit(lambda n: sample_segments(n, generator), gradient_steps, batch_size=64, generator=generator)
+    return model
+
+
+def linear_policy(states: th.Tensor) -> th.Tensor:
+    return states.sum(-1, keepdim=True).tanh()
+
+
+def linear_critic(advantage_std: float = 1.0) -> Critic:
+    return Critic(lambda observations: observations @ VALUE_WEIGHTS, lambda rewards: rewards, GAMMA, advantage_std)
+
+
+def assert_equal(first: Segments, second: Segments) -> None:
+    for name in ("observations", "actions", "rewards", "terminations", "mask"):
+        assert th.equal(getattr(first, name), getattr(second, name)), name
+
+
+class ExactDenoiser(nn.Module):
+    """
+    Posterior mean of the linear system's next states and rewards given their noisy version, the start state and the
+    actions.
+
+    The standardised segment ``x`` is Gaussian, its mean affine in start and actions, its covariance constant, so
+    that the posterior mean is the regression ``mean + alpha S (alpha^2 S + sigma^2 I)^-1 (x_t - alpha mean)``.
+
+    :param model: The world model whose normalisers and path it works with
+    :param horizon: Number of transitions
+    """
+
+    def __init__(self, model: DiffusionWorldModel, horizon: int = HORIZON):
+        super().__init__()
+        self.path: GaussianPath = model.path
+        states, actions, rewards = model.observation_normalizer, model.action_normalizer, model.reward_normalizer
+        self.shift = th.cat([states.shift, rewards.shift]).double()
+        self.scale = th.cat([states.scale, rewards.scale]).double()
+        self.action_shift, self.action_scale = actions.shift.double(), actions.scale.double()
+        n_noises = horizon * (OBSERVATION_DIM + 1)
+        noise = th.eye(n_noises, dtype=th.float64).view(n_noises, horizon, -1)
+        nothing = th.zeros(n_noises, horizon, ACTION_DIM, dtype=th.float64)
+        effects = (roll_out(th.zeros(n_noises, OBSERVATION_DIM, dtype=th.float64), nothing, noise) / self.scale).flatten(1)
+        self.covariance = effects.T @ effects
+
+    def mean(self, start: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """Standardised mean given standardised start and actions, shape (B, H, OBSERVATION_DIM + 1)."""
+        start = start.double() * self.scale[:-1] + self.shift[:-1]
+        actions = actions.double() * self.action_scale + self.action_shift
+        noise = th.zeros(*actions.shape[:2], OBSERVATION_DIM + 1, dtype=th.float64)
+        return (roll_out(start, actions, noise) - self.shift) / self.scale
+
+    def forward(self, noisy: th.Tensor, time: th.Tensor, start: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        alpha, sigma = self.path.coefficients(time[0].double())
+        identity = th.eye(len(self.covariance), dtype=th.float64)
+        gain = alpha * self.covariance @ th.linalg.inv(alpha**2 * self.covariance + sigma**2 * identity)
+        mean = self.mean(start, actions).flatten(1)
+        return (mean + (noisy.double().flatten(1) - alpha * mean) @ gain.T).view_as(noisy).to(noisy)
+
+
+class StandardGaussianDenoiser(nn.Module):
+    """Exact denoiser of segments that are standard Gaussian once standardised, whatever the start and the actions."""
+
+    def __init__(self, path: GaussianPath):
+        super().__init__()
+        self.path = path
+
+    def forward(self, noisy: th.Tensor, time: th.Tensor, start: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        alpha, sigma = self.path.coefficients(time[0])
+        return alpha / (alpha**2 + sigma**2) * noisy
+
+
+def exact_model(**changes: Any) -> DiffusionWorldModel:
+    """World model with the exact denoiser, and normalisers that neither equal the identity nor ever clamp."""
+    model = make_model(**changes)
+    segments = linear_segments(5000, seeded(), noisy=True)
+    observe(model, segments)
+    extreme = 50 * th.tensor([[-1.0], [1.0]])
+    model.observe(extreme.expand(-1, OBSERVATION_DIM), extreme, extreme[:, 0], th.zeros(2))
+    model.ema_networks["denoiser"] = ExactDenoiser(model)
+    return model
+
+
+# Theory: exact denoiser
+
+
+@each_sampler
+def test_imagination_with_the_exact_denoiser_follows_the_true_distribution(sampler: str) -> None:
+    n_segments, n_steps = 4000, 100
+    model = exact_model(sampler=sampler, n_denoising_steps=n_steps)
+    start = th.tensor([0.7, -1.3]).expand(n_segments, -1)
+    actions = th.tensor([[0.5], [-1.0], [2.0]]).expand(n_segments, -1, -1)
+    imagined = model.imagine(start, lambda _: actions, generator=seeded())
+    samples = th.cat([imagined.observations[:, 1:], imagined.rewards[..., None]], dim=-1).double()
+
+    denoiser = model.ema_networks["denoiser"]
+    mean = roll_out(start[:1], actions[:1], th.zeros(1, HORIZON, OBSERVATION_DIM + 1))[0]
+    scale = denoiser.scale.repeat(HORIZON)
+    covariance = scale[:, None] * denoiser.covariance * scale
+    variances = covariance.diagonal()
+    mean_error = (samples.mean(0) - mean).abs().flatten()
+    covariance_error = (th.cov(samples.flatten(1).T) - covariance).abs()
+    # Four standard errors, and a bias of first order in the length of a step
+    assert (mean_error < 4 * (variances / n_segments).sqrt() + 1e-3).all()
+    spread = variances[:, None] * variances
+    assert (covariance_error < 4 * ((spread + covariance**2) / n_segments).sqrt() + 8 / n_steps * spread.sqrt()).all()
+
+
+@pytest.mark.parametrize("n_denoising_steps", [4, 32])
+@pytest.mark.parametrize("guide", [SigmoidAdvantageGuide(), ExponentialAdvantageGuide()], ids=["sag", "eag"])
+@each_sampler
+def test_guidance_raises_the_expected_advantage_monotonically(sampler: str, guide: Guide, n_denoising_steps: int) -> None:
+    model = exact_model(sampler=sampler, n_denoising_steps=n_denoising_steps)
+    start = th.randn(500, OBSERVATION_DIM, generator=seeded())
+    actions = th.randn(500, HORIZON, ACTION_DIM, generator=seeded(1))
+    critic = linear_critic()
+    expected = []
+    for scale in (0.0, 0.1, 0.2, 0.5, 1.0):
+        imagined = model.imagine(start, lambda _: actions, guide, critic, scale, seeded(2))
+        expected.append(critic.advantages(imagined).sum(1).mean().item())
+    assert (th.tensor(expected).diff() > 0.01).all()
+
+
+def test_reward_guidance_raises_the_expected_reward_monotonically() -> None:
+    model = exact_model(n_denoising_steps=16)
+    start = th.randn(500, OBSERVATION_DIM, generator=seeded())
+    actions = th.randn(500, HORIZON, ACTION_DIM, generator=seeded(1))
+    expected = []
+    for scale in (0.0, 0.1, 0.2, 0.5, 1.0):
+        imagined = model.imagine(start, lambda _: actions, RewardGuide(), linear_critic(), scale, seeded(2))
+        expected.append(imagined.rewards.sum(1).mean().item())
+    assert (th.tensor(expected).diff() > 0.01).all()
+
+
+@pytest.mark.parametrize("advantage_std", [1.0, 5.0])
+@each_sampler
+def test_guidance_tilts_in_raw_units_as_the_closed_form_says(sampler: str, advantage_std: float) -> None:
+    """
+    A Gaussian of deviation ``scale`` reweighted by ``exp(c J)`` with a linear ``J`` moves by ``c scale^2 grad J``.
+    For one transition and a linear critic, ``grad J = gamma v / advantage_std``.
+    """
+    model = make_model(horizon=1, sampler=sampler, n_denoising_steps=64)
+    spread, n_data = th.tensor([0.1, 0.5]), 20_000
+    data = 3 + spread * th.randn(n_data, OBSERVATION_DIM, generator=seeded())
+    model.observe(data, th.zeros(n_data, ACTION_DIM), th.randn(n_data, generator=seeded()), th.zeros(n_data))
+    model.ema_networks["denoiser"] = StandardGaussianDenoiser(model.path)
+    start, n_segments = th.zeros(4000, OBSERVATION_DIM), 4000
+    scale = 1.2
+    imagined = [
+        model.imagine(
+            start, lambda s: s[..., :1], ExponentialAdvantageGuide(), linear_critic(advantage_std), c, seeded(1)
+        ).observations[:, 1]
+        for c in (0.0, scale)
+    ]
+    shift = imagined[1].mean(0) - imagined[0].mean(0)
+    expected = scale * spread**2 * GAMMA * VALUE_WEIGHTS / advantage_std
+    # The noise is the same in both; clamping, the estimate of the spread and the number of steps leave an error of
+    # few percent
+    assert th.allclose(shift, expected, rtol=0.05)
+    assert th.allclose(imagined[1].std(0), imagined[0].std(0), rtol=0.02)
+    assert n_segments == len(imagined[0])
+
+
+def test_sigmoid_guidance_moves_segments_less_than_exponential_guidance_where_advantages_are_high() -> None:
+    model = exact_model(n_denoising_steps=16)
+    start, actions = th.zeros(200, OBSERVATION_DIM), th.zeros(200, HORIZON, ACTION_DIM)
+
+    def shift(guide: Guide, bonus: float) -> float:
+        critic = Critic(lambda observations: observations @ VALUE_WEIGHTS, lambda rewards: rewards + bonus, GAMMA)
+        unguided = model.imagine(start, lambda _: actions, generator=seeded())
+        guided = model.imagine(start, lambda _: actions, guide, critic, 0.2, seeded())
+        return (guided.observations - unguided.observations).norm(dim=-1).mean().item()
+
+    low, high = -30.0, 30.0
+    assert shift(ExponentialAdvantageGuide(), high) == pytest.approx(shift(ExponentialAdvantageGuide(), low))
+    assert shift(SigmoidAdvantageGuide(), low) == pytest.approx(shift(ExponentialAdvantageGuide(), low), rel=1e-3)
+    assert shift(SigmoidAdvantageGuide(), high) < 1e-3 * shift(SigmoidAdvantageGuide(), low)
+
+
+@each_guide
+@each_sampler
+def test_guidance_scale_zero_equals_no_guide_bit_for_bit(sampler: str, guide: Guide) -> None:
+    model = exact_model(sampler=sampler)
+    start = th.randn(20, OBSERVATION_DIM, generator=seeded())
+    unguided = model.imagine(start, linear_policy, generator=seeded(1))
+    assert_equal(model.imagine(start, linear_policy, guide, linear_critic(), 0.0, seeded(1)), unguided)
+    assert model.guidance_norm == 0
+    model.imagine(start, linear_policy, guide, linear_critic(), 0.5, seeded(1))
+    assert model.guidance_norm > 0
+
+
+@each_guide
+def test_start_state_is_returned_untouched_bit_for_bit(guide: Guide) -> None:
+    model = exact_model()
+    start = th.randn(20, OBSERVATION_DIM, generator=seeded()) * th.tensor([1e-3, 1e4]) + 1 / 3
+    kept = start.clone()
+    imagined = model.imagine(start, linear_policy, guide, linear_critic(), 100.0, seeded(1))
+    assert th.equal(imagined.observations[:, 0], kept)
+    assert th.equal(start, kept)
+
+
+def test_guide_works_at_the_clean_estimates_in_raw_units() -> None:
+    seen = []
+
+    class Spy(Guide):
+        def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+            seen.append(segments.map(th.clone))
+            return critic.advantages(segments).sum(1)
+
+    model = exact_model(n_denoising_steps=64)
+    start = th.full((50, OBSERVATION_DIM), 7.0)
+    imagined = model.imagine(start, linear_policy, Spy(), linear_critic(), 1e-3, seeded())
+    assert len(seen) == 63
+    for segments in seen:
+        assert th.equal(segments.observations[:, 0], start)
+        assert segments.observations.shape == imagined.observations.shape
+        assert segments.actions.shape == imagined.actions.shape
+        assert segments.rewards.shape == segments.terminations.shape == segments.mask.shape == imagined.rewards.shape
+    # Close to the end of the reverse process the clean estimate hardly differs from the result
+    assert th.allclose(seen[-1].observations, imagined.observations, atol=0.1)
+    assert th.allclose(seen[-1].rewards, imagined.rewards, atol=0.1)
+
+
+def test_gradient_never_goes_through_the_denoiser() -> None:
+    class Spy(nn.Module):
+        def forward(self, noisy: th.Tensor, time: th.Tensor, start: th.Tensor, actions: th.Tensor) -> th.Tensor:
+            calls.append(th.is_grad_enabled() or noisy.requires_grad or actions.requires_grad)
+            return self.inner(noisy, time, start, actions)
+
+    calls: list[bool] = []
+    model = exact_model(n_denoising_steps=6)
+    spy = Spy()
+    spy.inner = model.ema_networks["denoiser"]
+    model.ema_networks["denoiser"] = spy
+    value_net = nn.Linear(OBSERVATION_DIM, 1)
+    critic = Critic(lambda observations: value_net(observations).squeeze(-1), lambda rewards: rewards, GAMMA)
+    start = th.zeros(5, OBSERVATION_DIM)
+    imagined = model.imagine(start, linear_policy, SigmoidAdvantageGuide(), critic, 1.0, seeded())
+    assert calls == [False] * 6
+    assert value_net.weight.grad is None
+    assert not imagined.observations.requires_grad
+
+
+def test_actions_are_those_of_the_policy_at_the_imagined_states() -> None:
+    model = exact_model()
+    start = th.randn(20, OBSERVATION_DIM, generator=seeded())
+    for guide in (None, SigmoidAdvantageGuide()):
+        imagined = model.imagine(start, linear_policy, guide, linear_critic(), 1.0, seeded(1))
+        assert th.equal(imagined.actions, linear_policy(imagined.observations[:, :-1]))
+
+
+@each_guide
+def test_guidance_of_any_strength_stays_near_the_observed_range(guide: Guide) -> None:
+    model = fitted(linear_segments, horizon=HORIZON)
+    data = linear_segments(2000, seeded())
+    start = data.observations[:50, 0]
+    imagined = model.imagine(start, linear_policy, guide, linear_critic(), 1e9, seeded(1))
+    for values, observed in ((imagined.observations[:, 1:], data.observations[:, 1:]), (imagined.rewards, data.rewards)):
+        width = observed.max() - observed.min()
+        assert values.isfinite().all()
+        assert values.min() > observed.min() - 0.2 * width
+        assert values.max() < observed.max() + 0.2 * width
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 5])
+@each_network
+@each_sampler
+def test_imagined_segments_have_the_documented_shapes(sampler: str, network: str, horizon: int) -> None:
+    model = make_model(sampler=sampler, network=network, horizon=horizon, n_denoising_steps=3)
+    imagined = model.imagine(th.zeros(7, OBSERVATION_DIM), linear_policy, generator=seeded())
+    assert len(imagined) == 7
+    assert imagined.observations.shape == (7, horizon + 1, OBSERVATION_DIM)
+    assert imagined.actions.shape == (7, horizon, ACTION_DIM)
+    assert imagined.rewards.shape == imagined.terminations.shape == imagined.mask.shape == (7, horizon)
+    assert imagined.terminations.dtype == imagined.mask.dtype == th.bool
+
+
+# Fitting
+
+
+@each_network
+def test_fit_learns_a_deterministic_linear_system(network: str) -> None:
+    gradient_steps = 300 if network == "recurrent" else 500
+    model = fitted(linear_segments, gradient_steps, network=network, width=64, learning_rate=3e-3, ema_decay=0.98)
+    errors = model.prediction_error(linear_segments(500, seeded(5)), seeded(6))
+    assert errors["states"].shape == errors["nothing_changes"].shape == errors["rewards"].shape == (HORIZON,)
+    assert (errors["states"] < 0.2 * errors["nothing_changes"]).all()
+    assert (errors["rewards"] < 0.2).all()
+
+
+def test_fit_reports_losses_that_fall() -> None:
+    model, generator = make_model(), seeded()
+    observe(model, linear_segments(2000, generator))
+    updates = []
+
+    def fit(gradient_steps: int) -> dict[str, float]:
+        return model.fit(
+            lambda n: linear_segments(n, generator),
+            gradient_steps,
+            batch_size=64,
+            generator=generator,
+            on_update=lambda: updates.append(1),
+        )
+
+    first = fit(5)
+    fit(100)
+    last = fit(5)
+    assert set(first) == {"denoising_loss", "termination_loss"}
+    assert last["denoising_loss"] < 0.5 * first["denoising_loss"]
+    assert len(updates) == 110
+
+
+def test_fit_takes_a_new_learning_rate() -> None:
+    model = make_model()
+    before = {name: value.clone() for name, value in model.networks.state_dict().items()}
+    model.fit(lambda n: linear_segments(n, seeded()), 1, 8, learning_rate=0.0, generator=seeded())
+    assert all(th.equal(value, before[name]) for name, value in model.networks.state_dict().items())
+    model.fit(lambda n: linear_segments(n, seeded()), 1, 8, learning_rate=1e-2, generator=seeded())
+    assert not all(th.equal(value, before[name]) for name, value in model.networks.state_dict().items())
+
+
+def test_fit_of_no_updates_changes_nothing() -> None:
+    model = make_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    losses = model.fit(lambda n: linear_segments(n, seeded()), 0, 8, generator=seeded())
+    assert losses == {"denoising_loss": 0.0, "termination_loss": 0.0}
+    assert all(th.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_data_of_any_unit_is_learned_alike() -> None:
+    """Constant dimensions, huge and tiny scales: the standardised problem is the same each time."""
+    unit = th.tensor([1e6, 1e-6])
+    offset = th.tensor([1e6, 0.0])
+
+    def rescaled(n: int, generator: th.Generator) -> Segments:
+        segments = linear_segments(n, generator)
+        constant = th.full((*segments.observations.shape[:2], 1), 0.1)
+        return Segments(
+            observations=th.cat([segments.observations * unit + offset, constant], dim=-1),
+            actions=segments.actions * 1e3,
+            rewards=segments.rewards * 1e6,
+            terminations=segments.terminations,
+            mask=segments.mask,
+        )
+
+    model = fitted(rescaled, 300, observation_dim=3, width=64, learning_rate=3e-3, ema_decay=0.98)
+    held_out = rescaled(500, seeded(5))
+    errors = model.prediction_error(held_out, seeded(6))
+    # One of the three dimensions is constant, which lowers both alike
+    assert (errors["states"] < 0.25 * errors["nothing_changes"]).all()
+    assert (errors["rewards"] < 0.25).all()
+    actions = held_out.actions
+    imagined = model.imagine(held_out.observations[:, 0], lambda _: actions, generator=seeded(7))
+    assert th.allclose(imagined.observations[..., 2], th.tensor(0.1))
+
+
+def test_what_lies_behind_the_end_of_a_segment_does_not_change_the_loss() -> None:
+    model = make_model(network="recurrent")
+    start = th.randn(30, OBSERVATION_DIM, generator=seeded())
+    actions = th.randn(30, HORIZON, ACTION_DIM, generator=seeded(1))
+    terminations = th.rand(30, HORIZON, generator=seeded(2)) < 0.3
+    segments = as_segments(start, actions, roll_out(start, actions, th.zeros(30, HORIZON, OBSERVATION_DIM + 1)), terminations)
+    mask = segments.mask
+    assert not mask.all()
+    reached = th.cat([th.ones(30, 1, dtype=th.bool), mask], dim=1)[..., None]
+    changed = Segments(
+        observations=th.where(reached, segments.observations, 5.0),
+        actions=th.where(mask[..., None], segments.actions, -3.0),
+        rewards=th.where(mask, segments.rewards, 9.0),
+        terminations=segments.terminations,
+        mask=mask,
+    )
+    for first, second in zip(model.loss(segments, seeded(3)), model.loss(changed, seeded(3)), strict=True):
+        assert first.item() == pytest.approx(second.item())
+
+
+# Terminations
+
+
+def limited_segments(n_segments: int, generator: th.Generator) -> Segments:
+    """The linear system, whose episodes end when the first dimension of the state exceeds 1.5."""
+    start = th.randn(n_segments, OBSERVATION_DIM, generator=generator)
+    start[:, 0] = start[:, 0].clamp(max=1.4)
+    actions = th.randn(n_segments, HORIZON, ACTION_DIM, generator=generator)
+    clean = roll_out(start, actions, th.zeros(n_segments, HORIZON, OBSERVATION_DIM + 1))
+    return as_segments(start, actions, clean, clean[..., 0] > 1.5)
+
+
+def chance_segments(n_segments: int, generator: th.Generator) -> Segments:
+    """The linear system, whose episodes end at any transition with probability 0.05."""
+    segments = linear_segments(n_segments, generator)
+    terminations = th.rand(n_segments, HORIZON, generator=generator) < 0.05
+    clean = th.cat([segments.observations[:, 1:], segments.rewards[..., None]], dim=-1)
+    return as_segments(segments.observations[:, 0], segments.actions, clean, terminations)
+
+
+@each_network
+@pytest.mark.parametrize("system", [limited_segments, chance_segments], ids=["threshold", "chance"])
+def test_terminations_are_imagined_at_the_real_rate(
+    system: Callable[[int, th.Generator], Segments], network: str
+) -> None:
+    model = fitted(system, 500, network=network, width=64, learning_rate=3e-3, ema_decay=0.98)
+    real = system(4000, seeded(5))
+    imagined = model.imagine(real.observations[:, 0], lambda _: real.actions, generator=seeded(6))
+    real_rate = real.terminations[real.mask].float().mean().item()
+    imagined_rate = imagined.terminations[imagined.mask].float().mean().item()
+    assert 0.02 < real_rate < 0.2
+    assert real_rate / 1.5 < imagined_rate < real_rate * 1.5
+
+
+def test_terminations_are_imagined_where_the_real_rule_ends_the_episode() -> None:
+    model = fitted(limited_segments, 500, width=64, learning_rate=3e-3, ema_decay=0.98)
+    real = limited_segments(4000, seeded(5))
+    imagined = model.imagine(real.observations[:, 0], lambda _: real.actions, generator=seeded(6))
+    over = (imagined.observations[:, 1:, 0] > 1.5)[imagined.mask]
+    terminated = imagined.terminations[imagined.mask]
+    assert terminated[over].float().mean() > 0.7
+    assert terminated[~over].float().mean() < 0.02
+
+
+def test_prediction_error_compares_the_rates_of_termination() -> None:
+    model = fitted(limited_segments, 300, width=64, learning_rate=3e-3, ema_decay=0.98)
+    real = limited_segments(4000, seeded(5))
+    errors = model.prediction_error(real, seeded(6))
+    assert errors["real_terminations"].item() == pytest.approx(real.terminations[real.mask].float().mean().item())
+    assert errors["imagined_terminations"].item() == pytest.approx(errors["real_terminations"].item(), rel=0.5)
+
+
+def test_prediction_error_is_finite_where_no_segment_reaches_the_horizon() -> None:
+    def short(n_segments: int, generator: th.Generator) -> Segments:
+        segments = linear_segments(n_segments, generator)
+        terminations = th.zeros(n_segments, HORIZON, dtype=th.bool)
+        terminations[:, 0] = True
+        clean = th.cat([segments.observations[:, 1:], segments.rewards[..., None]], dim=-1)
+        return as_segments(segments.observations[:, 0], segments.actions, clean, terminations)
+
+    errors = fitted(short).prediction_error(short(50, seeded(5)), seeded(6))
+    assert errors["states"][0].isfinite()
+    assert errors["imagined_terminations"].isfinite()
+
+
+def test_no_termination_is_imagined_before_one_was_seen() -> None:
+    model = fitted(linear_segments)
+    # Even if the classifier would call every transition terminal
+    with th.no_grad():
+        for parameter in model.ema_networks["termination"].parameters():
+            parameter.fill_(10.0)
+    imagined = model.imagine(th.zeros(500, OBSERVATION_DIM), linear_policy, generator=seeded())
+    assert not imagined.terminations.any()
+    assert imagined.mask.all()
+
+
+def test_user_given_rule_of_termination_replaces_the_model() -> None:
+    received = []
+
+    def rule(observations: np.ndarray, actions: np.ndarray, next_observations: np.ndarray) -> np.ndarray:
+        assert observations.shape == next_observations.shape == (len(actions), OBSERVATION_DIM)
+        assert actions.shape[1:] == (ACTION_DIM,)
+        received.append((observations, actions, next_observations))
+        return next_observations[:, 0] > observations[:, 0]
+
+    model = fitted(chance_segments, termination_fn=rule)
+    start = th.randn(50, OBSERVATION_DIM, generator=seeded())
+    imagined = model.imagine(start, linear_policy, SigmoidAdvantageGuide(), linear_critic(), 1.0, seeded(1))
+    rises = imagined.observations[:, 1:, 0] > imagined.observations[:, :-1, 0]
+    assert th.equal(imagined.terminations[imagined.mask], rises[imagined.mask])
+    assert imagined.terminations.any()
+    assert th.equal(imagined.mask, mask_after_termination(rises))
+    observations, actions, next_observations = received[-1]
+    assert np.array_equal(observations, imagined.observations[:, :-1].reshape(-1, OBSERVATION_DIM))
+    assert np.array_equal(actions, imagined.actions.reshape(-1, ACTION_DIM))
+    assert np.array_equal(next_observations, imagined.observations[:, 1:].reshape(-1, OBSERVATION_DIM))
+
+
+@pytest.mark.parametrize("outcome", [np.zeros((150, 1), dtype=bool), np.zeros(3, dtype=bool), True], ids=["2d", "few", "one"])
+def test_rule_of_termination_of_a_wrong_shape_is_refused(outcome: Any) -> None:
+    model = make_model(termination_fn=lambda *_: outcome)
+    with pytest.raises(ValueError, match="termination_fn"):
+        model.imagine(th.zeros(50, OBSERVATION_DIM), linear_policy, generator=seeded())
+
+
+def test_mask_of_imagined_segments_is_true_up_to_and_including_the_first_termination() -> None:
+    draws = np.random.default_rng(0)
+    model = make_model(horizon=5, termination_fn=lambda observations, *_: draws.random(len(observations)) < 0.3)
+    imagined = model.imagine(th.zeros(200, OBSERVATION_DIM), linear_policy, generator=seeded())
+    for terminations, mask in zip(imagined.terminations.tolist(), imagined.mask.tolist(), strict=True):
+        n_valid = terminations.index(True) + 1 if True in terminations else 5
+        assert mask == [True] * n_valid + [False] * (5 - n_valid)
+
+
+# Networks
+
+
+def denoiser_inputs(horizon: int) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+    generator = seeded()
+    return (
+        th.randn(4, horizon, OBSERVATION_DIM + 1, generator=generator),
+        th.rand(4, generator=generator),
+        th.randn(4, OBSERVATION_DIM, generator=generator),
+        th.randn(4, horizon, ACTION_DIM, generator=generator),
+    )
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """Zeros among the initial weights would hide dependencies."""
+    generator = seeded()
+    with th.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(0.3 * th.randn(parameter.shape, generator=generator))
+    return network
+
+
+@pytest.mark.parametrize("changed", range(6))
+def test_recurrent_denoiser_cannot_see_the_future(changed: int) -> None:
+    denoiser = randomised(RecurrentDenoiser(OBSERVATION_DIM, ACTION_DIM, 6, width=16, depth=2))
+    noisy, time, start, actions = denoiser_inputs(6)
+    before = denoiser(noisy, time, start, actions)
+    other_noisy, other_actions = noisy.clone(), actions.clone()
+    other_noisy[:, changed] += 1
+    other_actions[:, changed] += 1
+    for after in (denoiser(other_noisy, time, start, actions), denoiser(noisy, time, start, other_actions)):
+        assert th.equal(after[:, :changed], before[:, :changed])
+        differs = (after[:, changed:] - before[:, changed:]).abs() > 1e-6
+        assert differs.any(-1).all()
+
+
+def test_recurrent_denoiser_works_at_any_horizon() -> None:
+    denoiser = randomised(RecurrentDenoiser(OBSERVATION_DIM, ACTION_DIM, 6, width=16, depth=2))
+    noisy, time, start, actions = denoiser_inputs(6)
+    whole = denoiser(noisy, time, start, actions)
+    part = denoiser(noisy[:, :2], time, start, actions[:, :2])
+    assert th.allclose(part, whole[:, :2], atol=1e-6)
+
+
+def test_untrained_recurrent_denoiser_says_that_nothing_changes() -> None:
+    denoiser = RecurrentDenoiser(OBSERVATION_DIM, ACTION_DIM, 6, width=16, depth=2)
+    noisy, time, start, actions = denoiser_inputs(6)
+    assert th.equal(denoiser(noisy, time, start, actions)[..., :-1], start[:, None].expand(-1, 6, -1))
+
+
+@pytest.mark.parametrize("network", [RecurrentDenoiser, ResidualMLPDenoiser])
+def test_denoiser_depends_on_each_of_its_inputs_and_not_on_other_rows(network: type[nn.Module]) -> None:
+    denoiser = randomised(network(OBSERVATION_DIM, ACTION_DIM, 6, width=16, depth=2))
+    inputs = denoiser_inputs(6)
+    before = denoiser(*inputs)
+    assert before.shape == inputs[0].shape
+    for index in range(4):
+        changed = [tensor.clone() for tensor in inputs]
+        changed[index][0] += 0.1
+        after = denoiser(*changed)
+        assert not th.allclose(after[0], before[0])
+        assert th.allclose(after[1:], before[1:], atol=1e-6)
+
+
+def test_setting_of_the_paper_works() -> None:
+    model = make_model(
+        observation_dim=11, action_dim=3, sampler="ddpm", network="mlp", width=1024, depth=6, horizon=10, n_denoising_steps=128
+    )
+    segments = Segments(
+        observations=th.randn(8, 11, 11, generator=seeded()),
+        actions=th.randn(8, 10, 3, generator=seeded()),
+        rewards=th.randn(8, 10, generator=seeded()),
+        terminations=th.zeros(8, 10, dtype=th.bool),
+        mask=th.ones(8, 10, dtype=th.bool),
+    )
+    observe(model, segments)
+    losses = model.fit(lambda _: segments, 1, 8, generator=seeded())
+    assert np.isfinite(list(losses.values())).all()
+    critic = Critic(lambda observations: observations.sum(-1), lambda rewards: rewards, GAMMA)
+    imagined = model.imagine(
+        segments.observations[:3, 0], lambda states: states[..., :3].tanh(), SigmoidAdvantageGuide(), critic, 3.0, seeded()
+    )
+    assert imagined.observations.shape == (3, 11, 11)
+    assert imagined.observations.isfinite().all()
+    assert imagined.rewards.isfinite().all()
+
+
+# Reproducibility
+
+
+@each_network
+def test_same_seed_gives_the_same_weights_and_the_same_imagination(network: str) -> None:
+    start = th.randn(20, OBSERVATION_DIM, generator=seeded())
+    models, imagined = [], []
+    for _ in range(2):
+        th.manual_seed(np.random.randint(1000))
+        model = fitted(chance_segments, network=network)
+        models.append(model.state_dict())
+        imagined.append(model.imagine(start, linear_policy, SigmoidAdvantageGuide(), linear_critic(), 1.0, seeded(1)))
+    assert models[0].keys() == models[1].keys()
+    assert all(th.equal(models[0][name], models[1][name]) for name in models[0])
+    assert_equal(*imagined)
+
+
+def test_different_seeds_give_different_weights() -> None:
+    first, second, unseeded, other_unseeded = (
+        make_model(seed=seed).networks["denoiser"].input.weight for seed in (0, 1, None, None)
+    )
+    assert not th.equal(first, second)
+    assert not th.equal(unseeded, other_unseeded)
+
+
+@pytest.mark.parametrize("sampler", ["flow", "ddpm"])
+@pytest.mark.parametrize("seed", [0, None])
+def test_global_random_states_are_left_untouched(seed: int | None, sampler: str) -> None:
+    th.manual_seed(123)
+    np.random.seed(123)
+    torch_state, numpy_state = th.get_rng_state(), np.random.get_state()
+    model = fitted(chance_segments, seed=seed, sampler=sampler)
+    start = th.zeros(5, OBSERVATION_DIM)
+    model.imagine(start, linear_policy, SigmoidAdvantageGuide(), linear_critic(), 1.0, seeded())
+    model.prediction_error(chance_segments(5, seeded()), seeded())
+    assert th.equal(th.get_rng_state(), torch_state)
+    for before, after in zip(numpy_state, np.random.get_state(), strict=True):
+        assert np.array_equal(before, after)
+
+
+@each_network
+def test_state_dict_round_trip_gives_the_same_imagination(network: str) -> None:
+    model = fitted(chance_segments, network=network)
+    twin = make_model(network=network, seed=99)
+    twin.load_state_dict(model.state_dict())
+    start = th.randn(200, OBSERVATION_DIM, generator=seeded())
+    imagined = [m.imagine(start, linear_policy, SigmoidAdvantageGuide(), linear_critic(), 1.0, seeded(1)) for m in (model, twin)]
+    assert imagined[0].terminations.any()
+    assert_equal(*imagined)
+
+
+def test_restored_model_goes_on_learning_as_if_never_interrupted() -> None:
+    model = fitted(chance_segments)
+    twin = make_model(seed=99)
+    twin.load_state_dict(model.state_dict())
+    twin.optimizer.load_state_dict(model.optimizer.state_dict())
+    for m in (model, twin):
+        generator = seeded(3)
+        observe(m, chance_segments(100, generator))
+        m.fit(lambda n, g=generator: chance_segments(n, g), 3, 16, generator=generator)
+    assert all(th.equal(value, twin.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_imagination_uses_the_running_mean_of_the_weights() -> None:
+    model = fitted(chance_segments)
+    start = th.zeros(5, OBSERVATION_DIM)
+    before = model.imagine(start, linear_policy, generator=seeded())
+    randomised(model.networks)
+    assert_equal(model.imagine(start, linear_policy, generator=seeded()), before)
+    randomised(model.ema_networks)
+    assert not th.equal(model.imagine(start, linear_policy, generator=seeded()).observations, before.observations)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("horizon", 0),
+        ("horizon", -1),
+        ("horizon", 2.5),
+        ("horizon", "8"),
+        ("n_denoising_steps", 0),
+        ("n_denoising_steps", 1.0),
+        ("width", 0),
+        ("width", None),
+        ("depth", 0),
+        ("depth", -3),
+        ("network", "transformer"),
+        ("sampler", "euler"),
+        ("sampler", None),
+        ("ema_decay", 1.0),
+        ("ema_decay", -0.1),
+        ("ema_decay", float("nan")),
+        ("termination_fn", True),
+    ],
+)
+def test_bad_argument_is_refused_by_name(argument: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"`{argument}`"):
+        make_model(**{argument: value})
+
+
+@pytest.mark.parametrize("argument", ["sampler", "network"])
+def test_error_lists_the_choices(argument: str) -> None:
+    choices = {"sampler": ("flow", "ddim", "ddpm"), "network": ("recurrent", "mlp")}[argument]
+    with pytest.raises(ValueError) as error:
+        make_model(**{argument: "unknown"})
+    assert all(repr(choice) in str(error.value) for choice in choices)
+
+
+# Standardisation
+
+
+def random_batches(seed: int = 0) -> list[th.Tensor]:
+    generator = seeded(seed)
+    return [th.randn(n, 3, generator=generator) * th.tensor([1.0, 5.0, 0.2]) + n for n in (1, 7, 0, 100, 32)]
+
+
+def updated(batches: list[th.Tensor]) -> Normalizer:
+    normalizer = Normalizer(batches[0].shape[1])
+    for batch in batches:
+        normalizer.update(batch)
+    return normalizer
+
+
+def test_running_statistics_equal_those_of_all_the_data() -> None:
+    batches = random_batches()
+    normalizer = updated(batches)
+    data = th.cat(batches).double().numpy()
+    assert normalizer.count == len(data)
+    assert np.allclose(normalizer.shift, data.mean(0), rtol=1e-6)
+    assert np.allclose(normalizer.scale, data.std(0), rtol=1e-6)
+    assert np.array_equal(normalizer.low, data.min(0).astype(np.float32))
+    assert np.array_equal(normalizer.high, data.max(0).astype(np.float32))
+
+
+def test_running_statistics_do_not_depend_on_the_batches() -> None:
+    batches = random_batches()
+    whole, parts = updated([th.cat(batches)]), updated(batches)
+    assert th.allclose(whole.shift, parts.shift)
+    assert th.allclose(whole.scale, parts.scale)
+
+
+def test_standardised_data_has_mean_zero_and_deviation_one() -> None:
+    batches = random_batches()
+    standardised = updated(batches)(th.cat(batches))
+    assert th.allclose(standardised.mean(0), th.zeros(3), atol=1e-4)
+    assert th.allclose(standardised.std(0, correction=0), th.ones(3), atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.3, 1e6, 1e-6])
+def test_constant_dimensions_keep_scale_one(value: float) -> None:
+    normalizer = updated([th.full((n, 1), value) for n in (3, 50, 1)])
+    assert normalizer.scale.item() == 1
+    assert normalizer(th.full((2, 1), value)).abs().max() == 0
+    assert normalizer.clamp(th.full((2, 1), 5.0)).abs().max() < 1e-6
+
+
+def test_rounding_jitter_around_a_large_mean_is_not_amplified() -> None:
+    # Neighbouring single-precision numbers at 1e6 are 0.0625 apart
+    jitter = 0.0625 * th.randint(-1, 2, (1000, 1), generator=seeded())
+    normalizer = updated([1e6 + jitter])
+    assert normalizer.scale.item() == 1
+    assert normalizer(1e6 + jitter).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("offset", [0.0, 1.0, 100.0])
+def test_data_of_any_scale_is_standardised(scale: float, offset: float) -> None:
+    data = scale * (th.randn(2000, 1, generator=seeded()) + offset)
+    normalizer = updated(list(data.split(100)))
+    standardised = normalizer(data)
+    assert standardised.mean().item() == pytest.approx(0, abs=1e-3)
+    assert standardised.std(correction=0).item() == pytest.approx(1, abs=1e-3)
+    assert th.allclose(normalizer.inverse(standardised), data, rtol=1e-5, atol=1e-6 * scale)
+
+
+def test_variance_of_data_with_a_large_mean_is_not_lost() -> None:
+    data = 1e5 + 10 * th.randn(5000, 1, generator=seeded())
+    normalizer = updated(list(data.split(64)))
+    assert normalizer.scale.item() == pytest.approx(data.double().std(correction=0).item(), rel=1e-5)
+
+
+def test_inverse_undoes_standardisation() -> None:
+    normalizer = updated(random_batches())
+    values = 100 * th.randn(4, 5, 3, generator=seeded())
+    assert th.allclose(normalizer.inverse(normalizer(values)), values, rtol=1e-5, atol=1e-4)
+
+
+def test_clamp_keeps_the_observed_range_plus_a_margin() -> None:
+    normalizer = updated([th.tensor([[-1.0, 10.0], [3.0, 20.0], [0.0, 12.0]])])
+    raw = th.tensor([[-100.0, -100.0], [100.0, 100.0], [-1.0, 20.0], [-1.2, 20.5]])
+    expected = th.tensor([[-1.4, 9.0], [3.4, 21.0], [-1.0, 20.0], [-1.2, 20.5]])
+    assert th.allclose(normalizer.inverse(normalizer.clamp(normalizer(raw))), expected, atol=1e-5)
+
+
+def test_unused_normalizer_changes_nothing() -> None:
+    normalizer, values = Normalizer(3), 1e6 * th.randn(5, 3, generator=seeded())
+    for function in (normalizer, normalizer.inverse, normalizer.clamp):
+        assert th.equal(function(values), values)
+
+
+def test_normalizer_keeps_its_statistics_in_the_state_dict() -> None:
+    batches = random_batches()
+    normalizer, twin = updated(batches), Normalizer(3)
+    twin.load_state_dict(normalizer.state_dict())
+    for n in (normalizer, twin):
+        n.update(batches[0] + 1)
+    assert all(th.equal(value, twin.state_dict()[name]) for name, value in normalizer.state_dict().items())
