@@ -193,6 +193,9 @@ class GuidanceCallback(BaseCallback):
                 f"GuidanceCallback needs an on-policy algorithm with `rollout_buffer_class=AugmentedRolloutBuffer`, "
                 f"{type(self.model).__name__} has none"
             )
+        installed = getattr(self.model, "imagination", None)
+        if installed is not None and self.imagination is not installed:
+            raise ValueError(f"{type(self.model).__name__} installs a GuidanceCallback by itself: give its arguments there")
         if self.imagination is None:
             self.build(self.model)
 

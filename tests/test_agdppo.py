@@ -1,0 +1,547 @@
+"""What AGDPPO adds to PPO."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from environments import SMALL, ToyEnv
+from gymnasium import spaces
+from sb3_contrib import TRPO
+from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+import sb3_agd
+from sb3_agd import (
+    AGDPPO,
+    AugmentedRolloutBuffer,
+    DiffusionWorldModel,
+    ExponentialAdvantageGuide,
+    Guide,
+    GuidanceCallback,
+    RewardGuide,
+    SigmoidAdvantageGuide,
+)
+from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy
+from sb3_agd.world_model import Critic, Segments
+
+SPACES: list[spaces.Space] = [
+    spaces.Box(-1, 1, (3,)),
+    spaces.Box(-2, 5, (2, 3)),
+    spaces.Box(0, 9, (2,), dtype=np.int64),
+    spaces.Discrete(4),
+    spaces.MultiDiscrete([2, 3]),
+    spaces.MultiBinary(3),
+]
+
+
+class Recorder(KVWriter):
+    """Keeps all that is logged."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        self.rows.append(dict(key_values))
+
+    def close(self) -> None:
+        pass
+
+
+def test_exports_the_public_names() -> None:
+    for name in sb3_agd.__all__:
+        assert hasattr(sb3_agd, name)
+    assert sb3_agd.__version__.count(".") == 2
+    assert issubclass(AGDPPO, PPO)
+    assert all(issubclass(guide, Guide) for guide in (SigmoidAdvantageGuide, ExponentialAdvantageGuide, RewardGuide))
+
+
+def test_every_keyword_argument_is_an_attribute() -> None:
+    arguments: dict[str, Any] = {
+        "guidance": "eag",
+        "guidance_scale": 0.7,
+        "horizon": 3,
+        "synthetic_ratio": 5.0,
+        "n_denoising_steps": 6,
+        "sampler": "ddim",
+        "world_model_gradient_steps": 7,
+        "world_model_batch_size": 9,
+        "world_model_learning_rate": 2e-3,
+        "world_model_warmup": 11,
+        "world_model_buffer_size": 1234,
+        "world_model_kwargs": {"width": 8},
+    }
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **arguments)
+    for name, value in arguments.items():
+        assert getattr(model, name) == value
+    assert isinstance(model.world_model, DiffusionWorldModel)
+
+
+# Imagination
+
+
+@pytest.mark.parametrize("observation_space", SPACES, ids=str)
+def test_imagines_in_raw_units_for_every_observation_space(observation_space: spaces.Space) -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(observation_space), **SMALL).learn(64)
+    starts = np.stack([observation_space.sample() for _ in range(5)])
+    segments = model.imagine(starts, seed=0)
+    dim = int(np.prod(starts.shape[1:]))
+    assert segments.observations.shape == (5, SMALL["horizon"] + 1, dim)
+    assert np.array_equal(segments.observations[:, 0], starts.reshape(5, dim))
+    assert segments.actions.shape == (5, SMALL["horizon"], 2)
+    for array in (segments.rewards, segments.terminations, segments.mask):
+        assert array.shape == (5, SMALL["horizon"])
+    for observation in segments.observations.reshape(-1, *observation_space.shape):
+        if not isinstance(observation_space, spaces.Box):
+            assert observation_space.contains(observation.astype(observation_space.dtype))
+
+
+@pytest.mark.parametrize("action_space", [*SPACES[:2], spaces.Box(np.array([-3.0, 10.0]), np.array([1.0, 20.0])), *SPACES[3:]])
+def test_imagined_actions_are_what_the_environment_would_receive(action_space: spaces.Space) -> None:
+    env = ToyEnv(action_space=action_space)
+    model = AGDPPO("MlpPolicy", env, **SMALL).learn(64)
+    segments = model.imagine(np.zeros((50, 3), dtype=np.float32))
+    assert segments.actions.dtype == action_space.dtype
+    for action in segments.actions.reshape(-1, *action_space.shape):
+        assert action_space.contains(action.astype(action_space.dtype))
+
+
+def test_imagination_with_a_seed_repeats_itself_and_without_does_not() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    starts = model.env.reset()
+    first, second, third = model.imagine(starts, seed=3), model.imagine(starts, seed=3), model.imagine(starts)
+    assert np.array_equal(first.observations, second.observations) and np.array_equal(first.actions, second.actions)
+    assert not np.array_equal(first.actions, third.actions)
+
+
+@pytest.mark.parametrize("guidance", ["sag", "eag", "reward"])
+def test_guidance_moves_the_imagined_states_but_never_the_start(guidance: str) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"n_denoising_steps": 4}).learn(200)
+    starts = np.repeat(model.env.reset(), 20, axis=0)
+    free = model.imagine(starts, guidance="none", seed=0)
+    unmoved = model.imagine(starts, guidance=guidance, guidance_scale=0.0, seed=0)
+    guided = model.imagine(starts, guidance=guidance, guidance_scale=3.0, seed=0)
+    assert np.array_equal(free.observations, unmoved.observations)
+    assert not np.array_equal(free.observations, guided.observations)
+    assert np.array_equal(guided.observations[:, 0], starts)
+
+
+def test_a_guide_of_ones_own_is_used() -> None:
+    class FirstDimension(Guide):
+        def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+            return segments.observations[..., 0].sum(1)
+
+    # Unpredictable observations: there is something to choose from
+    arguments = SMALL | {"world_model_gradient_steps": 100, "n_denoising_steps": 8}
+    model = AGDPPO("MlpPolicy", ToyEnv(), guidance=FirstDimension(), **arguments).learn(64)
+    starts = np.zeros((200, 3), dtype=np.float32)
+    guided = model.imagine(starts, guidance_scale=3.0, seed=0).observations[:, 1:, 0].mean()
+    assert guided > 0.1 + model.imagine(starts, guidance="none", seed=0).observations[:, 1:, 0].mean()
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+def test_standardised_imagined_actions_are_standard_normal(use_sde: bool) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", use_sde=use_sde, **SMALL | {"policy_kwargs": {"net_arch": [64]}}).learn(64)
+    imagination = model.imagination
+    starts = th.as_tensor(np.random.default_rng(0).normal(size=(4000, 3)), dtype=th.float32)
+    segments, policy = imagination.imagine(starts, None, 0.0, imagination.generator(0))
+    observations = imagination.agent.policy_observations(segments.observations[:, :-1])
+    with th.no_grad():
+        distribution = model.policy.get_distribution(observations).distribution
+        standardised = ((policy.actions - distribution.mean) / distribution.stddev).view(4000, -1)
+    # Mean and standard deviation over segments at each step: five standard errors
+    assert standardised.mean(0).abs().max() < 5 / np.sqrt(4000)
+    assert (standardised.std(0) - 1).abs().max() < 5 / np.sqrt(2 * 4000)
+
+
+def test_discrete_imagined_actions_follow_the_probabilities_of_the_policy() -> None:
+    model = AGDPPO("MlpPolicy", "CartPole-v1", **SMALL)
+    with th.no_grad():
+        model.policy.action_net.bias.copy_(th.tensor([0.0, 1.0]))
+    agent = model.imagination.agent
+    policy = FixedNoisePolicy(agent, 5000, 2, th.Generator().manual_seed(0))
+    vectors = th.zeros(5000, 2, 4)
+    policy(vectors)
+    expected = model.policy.get_distribution(th.zeros(1, 4)).distribution.probs[0, 1].item()
+    assert policy.actions.mean().item() == pytest.approx(expected, abs=5 * 0.5 / np.sqrt(10_000))
+
+
+def test_the_critic_sees_imagined_states_and_rewards_as_it_sees_real_ones() -> None:
+    env = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0))
+    model = AGDPPO("MlpPolicy", env, **SMALL).learn(128)
+    agent = Agent(model, model.imagination.observation_codec, model.imagination.action_codec)
+    raw = np.array([[1.0, 0.0, 2.0], [0.3, -0.8, -7.0]], dtype=np.float32)
+    with th.no_grad():
+        expected = model.policy.predict_values(th.as_tensor(env.normalize_obs(raw))).flatten()
+        assert th.allclose(agent.values(th.as_tensor(raw)), expected, atol=1e-6)
+    rewards = np.array([-5.0, 0.0, 1e9], dtype=np.float32)
+    assert np.allclose(agent.rewards(th.as_tensor(rewards)).numpy(), env.normalize_reward(rewards), rtol=1e-6)
+    assert np.allclose(agent.policy_observations(th.as_tensor(raw)).numpy(), env.normalize_obs(raw), atol=1e-6)
+
+
+def test_discrete_observations_are_guided_through_relaxed_one_hot_codes() -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(spaces.Discrete(4)), **SMALL)
+    codes = th.eye(4).requires_grad_()
+    values = model.imagination.agent.values(codes)
+    with th.no_grad():
+        assert th.allclose(values, model.policy.predict_values(th.arange(4)).flatten())
+    assert th.autograd.grad(values.sum(), codes)[0].abs().sum() > 0
+
+
+def test_a_known_termination_rule_replaces_the_learned_one() -> None:
+    seen = []
+
+    def always(observations: np.ndarray, actions: np.ndarray, next_observations: np.ndarray) -> np.ndarray:
+        seen.append((observations.shape, actions.shape, next_observations.shape))
+        return np.ones(len(observations), dtype=bool)
+
+    model = AGDPPO("MlpPolicy", ToyEnv(), termination_fn=always, **SMALL).learn(64)
+    segments = model.imagine(np.zeros((6, 3), dtype=np.float32))
+    assert segments.terminations.all()
+    assert np.array_equal(segments.mask, np.arange(4)[None].repeat(6, 0) == 0)
+    assert seen[-1] == ((24, 3), (24, 2), (24, 3))
+    # A quarter of each segment is left
+    assert model.rollout_buffer.n_imagined == 2 * 32 // 4
+
+
+# Recording
+
+
+def recorded(env: ToyEnv, steps: int = 64) -> Segments:
+    """All transitions that AGDPPO stores while it trains in the environment."""
+    model = AGDPPO("MlpPolicy", env, **SMALL).learn(steps)
+    return model.replay_buffer.windows(*model.replay_buffer.recent_starts(steps + steps), horizon=1)
+
+
+@pytest.mark.parametrize("terminates", [False, True])
+def test_truncations_are_no_terminations_and_the_last_state_is_not_the_reset_one(terminates: bool) -> None:
+    env = ToyEnv(episode_length=5, terminates=terminates, observe=lambda step: np.full(3, step / 10, dtype=np.float32))
+    transitions = recorded(env)
+    before, after = transitions.observations[:, 0, 0], transitions.observations[:, 1, 0]
+    assert len(before) == 64
+    assert np.allclose(after - before, 0.1)
+    last = np.isclose(after, 0.5)
+    assert np.array_equal(transitions.terminations[:, 0].numpy(), last & terminates)
+
+
+def test_rewards_are_stored_without_the_value_that_sb3_adds_at_truncations() -> None:
+    transitions = recorded(ToyEnv(episode_length=5, terminates=False))
+    assert th.all(transitions.rewards == 1)
+
+
+def test_stores_raw_observations_and_rewards_under_vec_normalize() -> None:
+    env = VecNormalize(DummyVecEnv([lambda: ToyEnv(episode_length=7, observe=lambda step: np.full(3, 100.0 + step, np.float32))]))
+    model = AGDPPO("MlpPolicy", env, **SMALL).learn(64)
+    transitions = model.replay_buffer.windows(*model.replay_buffer.recent_starts(200), horizon=1)
+    assert np.allclose(transitions.observations[:, 1] - transitions.observations[:, 0], 1.0, atol=1e-3)
+    assert th.all(transitions.rewards == 1)
+
+
+def test_stores_actions_as_the_environment_received_them() -> None:
+    env = ToyEnv(action_space=spaces.Box(-0.1, 0.1, (2,)))
+    transitions = recorded(env)
+    assert np.allclose(transitions.actions[:, 0].numpy(), np.stack(env.received))
+    assert np.abs(transitions.actions.numpy()).max() <= 0.1
+
+
+# Saving
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
+def test_a_loaded_model_predicts_and_imagines_identically_and_goes_on_learning(env_id: str, tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", env_id, **SMALL).learn(100)
+    starts = model.env.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.save(tmp_path / "model")
+        loaded = AGDPPO.load(tmp_path / "model", env=model.env, device="cpu")
+    assert np.array_equal(model.predict(starts, deterministic=True)[0], loaded.predict(starts, deterministic=True)[0])
+    # With a seed, and going on with the private stream
+    for seed in (5, None):
+        first, second = model.imagine(starts, seed=seed), loaded.imagine(starts, seed=seed)
+        assert np.array_equal(first.observations, second.observations)
+        assert np.array_equal(first.actions, second.actions)
+    first_state, second_state = (m.world_model.optimizer.state_dict()["state"] for m in (model, loaded))
+    assert all(th.equal(first_state[i]["exp_avg"], second_state[i]["exp_avg"]) for i in first_state)
+    loaded.learn(100)
+    assert loaded.world_model.n_updates > model.world_model.n_updates
+
+
+def test_loads_without_an_environment(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", guidance=ExponentialAdvantageGuide(), **SMALL).learn(64)
+    model.save(tmp_path / "model")
+    loaded = AGDPPO.load(tmp_path / "model", device="cpu")
+    assert loaded.imagine(np.zeros((2, 3))).rewards.shape == (2, SMALL["horizon"])
+
+
+def test_transitions_are_saved_and_loaded(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    model.save_replay_buffer(tmp_path / "folder" / "transitions")
+    loaded = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
+    loaded.load_replay_buffer(tmp_path / "folder" / "transitions")
+    assert len(loaded.replay_buffer) == 64
+    assert np.array_equal(loaded.replay_buffer.observations, model.replay_buffer.observations)
+    loaded.learn(64)
+    assert len(loaded.replay_buffer) == 128
+
+
+def test_a_corrupt_file_of_transitions_is_named_and_changes_nothing(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    model.save_replay_buffer(tmp_path / "good.npz")
+    content = (tmp_path / "good.npz").read_bytes()
+    for name, damaged in (("truncated.npz", content[: len(content) // 2]), ("text.npz", b"text"), ("empty.npz", b"")):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=name):
+            model.load_replay_buffer(tmp_path / name)
+    assert len(model.replay_buffer) == 64
+    other = AGDPPO("MlpPolicy", "CartPole-v1", **SMALL)
+    with pytest.raises(ValueError, match="observation dimensions is 3, here it is 4"):
+        other.load_replay_buffer(tmp_path / "good.npz")
+
+
+def test_warm_starts_from_a_ppo_file(tmp_path: Path) -> None:
+    ppo = PPO("MlpPolicy", "Pendulum-v1", policy_kwargs=SMALL["policy_kwargs"], n_steps=32).learn(32)
+    ppo.save(tmp_path / "ppo")
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
+    model.set_parameters(tmp_path / "ppo", exact_match=False)
+    assert all(th.equal(a, b) for a, b in zip(ppo.policy.parameters(), model.policy.parameters(), strict=True))
+
+
+# Bad settings
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("guidance", "sigmoid"),
+        ("guidance", 3),
+        ("guidance_scale", -1.0),
+        ("guidance_scale", float("nan")),
+        ("horizon", 0),
+        ("horizon", 2.5),
+        ("synthetic_ratio", -0.1),
+        ("synthetic_ratio", "many"),
+        ("synthetic_ratio", lambda progress: -progress),
+        ("n_denoising_steps", 0),
+        ("sampler", "euler"),
+        ("world_model_gradient_steps", 0),
+        ("world_model_batch_size", 0),
+        ("world_model_learning_rate", 0.0),
+        ("world_model_warmup", -1),
+        ("world_model_buffer_size", 5),
+        ("world_model_kwargs", {"hiden": 3}),
+        ("termination_fn", "rule"),
+        ("rollout_buffer_class", sb3_agd.agdppo.rollout_buffer.RolloutBuffer),
+    ],
+)
+def test_a_wrong_setting_is_refused_at_construction_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        AGDPPO("MlpPolicy", "Pendulum-v1", **{name: value})
+
+
+@pytest.mark.parametrize("kwargs", [{"width": 0}, {"depth": 0}, {"network": "unet"}, {"ema_decay": 1.0}])
+def test_a_wrong_world_model_argument_is_refused_at_construction_by_name(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"`{next(iter(kwargs))}`"):
+        AGDPPO("MlpPolicy", "Pendulum-v1", world_model_kwargs=kwargs)
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MultiInputPolicy", "CnnPolicy"])
+@pytest.mark.parametrize(
+    "space, advice",
+    [
+        (spaces.Box(0, 255, (36, 36, 3), dtype=np.uint8), "CnnPolicy"),
+        (spaces.Box(0, 1, (64, 64)), "CnnPolicy"),
+        (spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Discrete(2)}), "FlattenObservation"),
+    ],
+    ids=["image", "map", "dict"],
+)
+def test_images_and_dicts_are_refused_at_construction(policy: str, space: spaces.Space, advice: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s)observation space.*{advice}"):
+        AGDPPO(policy, ToyEnv(space))
+
+
+def test_imagine_refuses_bad_observations() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
+    for observations in (np.zeros(3), np.zeros((2, 4)), np.full((2, 3), np.nan)):
+        with pytest.raises(ValueError, match="`observations`"):
+            model.imagine(observations)
+
+
+# Bad data
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_bad_numbers_name_the_environment_and_the_step(value: float, what: str) -> None:
+    def observe(step: int) -> np.ndarray:
+        return np.full(3, value if what == "observation" and step == 10 else 0.5, dtype=np.float32)
+
+    def reward(step: int) -> float:
+        return value if what == "reward" and step == 10 else 1.0
+
+    good, bad = ToyEnv(), ToyEnv(observe=observe, reward=reward)
+    model = AGDPPO("MlpPolicy", DummyVecEnv([lambda: good, lambda: bad]), **SMALL)
+    with pytest.raises(ValueError, match=f"{what} in environment 1 at step 20"):
+        model.learn(64)
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("episode_length", [1, 3, 50])
+def test_any_scale_and_short_episodes_and_constant_dimensions_train(scale: float, episode_length: int) -> None:
+    rng = np.random.default_rng(0)
+
+    def observe(step: int) -> np.ndarray:
+        return np.array([scale * rng.normal(), 7.0, scale * step], dtype=np.float32)
+
+    env = ToyEnv(
+        spaces.Box(-np.inf, np.inf, (3,)),
+        observe=observe,
+        episode_length=episode_length,
+        terminates=True,
+        reward=lambda step: scale * rng.normal(),
+    )
+    model = AGDPPO("MlpPolicy", env, **SMALL | {"n_steps": 30}).learn(120)
+    assert model.rollout_buffer.n_imagined > 0
+    for parameter in (*model.policy.parameters(), *model.world_model.parameters()):
+        assert th.isfinite(parameter).all()
+    segments = model.imagine(np.array([[0.0, 7.0, 0.0]]))
+    assert np.allclose(segments.observations[..., 1], 7.0)
+    assert np.isfinite(segments.observations).all()
+
+
+# The critic
+
+
+def test_values_of_imagined_rows_stay_within_the_margin_of_real_returns() -> None:
+    """A critic that claims far more than was ever earned must not be able to teach it to itself."""
+    model = AGDPPO("MlpPolicy", ToyEnv(episode_length=10, terminates=True), **SMALL).learn(64)
+    with th.no_grad():
+        model.policy.value_net.bias.fill_(1e4)
+    imagination = model.imagination
+    model.rollout_buffer.generator_ready = False
+    imagination.augment(model.rollout_buffer, None, 0.0, 2.0)
+    imagined = model.rollout_buffer.imagined
+    largest = sum(0.99**step for step in range(10))
+    assert imagined.returns.max() <= 1.25 * largest
+    assert imagined.advantages.abs().max() <= 10 * largest
+
+
+def test_the_bound_on_values_does_not_depend_on_the_critic() -> None:
+    ranges = []
+    for bias in (0.0, 1e4):
+        model = AGDPPO("MlpPolicy", ToyEnv(episode_length=10, terminates=True), **SMALL)
+        with th.no_grad():
+            model.policy.value_net.bias.fill_(bias)
+        model.learn(32)
+        ranges.append(model.imagination.state.value_range)
+    assert ranges[0] == ranges[1]
+
+
+def test_a_critic_that_explains_nothing_guides_nothing() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"guidance_scale": 10.0}).learn(64)
+    imagination = model.imagination
+    imagination.state.critic_trust = 0.0
+    imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 10.0, 1.0)
+    assert imagination.world_model.guidance_norm == 0
+    imagination.state.critic_trust = 1.0
+    imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 10.0, 1.0)
+    assert imagination.world_model.guidance_norm > 0
+
+
+# The callback
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, TRPO])
+def test_the_callback_works_alone_with_other_on_policy_algorithms(algorithm: Any) -> None:
+    settings = ("n_steps", "batch_size", "n_epochs", "policy_kwargs", "device", "seed")
+    callback = GuidanceCallback(**{key: value for key, value in SMALL.items() if key not in settings})
+    model = algorithm("MlpPolicy", "Pendulum-v1", n_steps=32, rollout_buffer_class=AugmentedRolloutBuffer, device="cpu")
+    model.learn(128, callback)
+    assert callback.world_model.n_updates > 0
+    assert model.rollout_buffer.n_imagined == 64
+    rows = next(model.rollout_buffer.get(None))
+    assert len(rows.advantages) == 32 + 64
+
+
+def test_the_callback_refuses_other_algorithms_and_buffers() -> None:
+    for model in (PPO("MlpPolicy", "Pendulum-v1", n_steps=32), SAC("MlpPolicy", "Pendulum-v1", buffer_size=100)):
+        with pytest.raises(ValueError, match="AugmentedRolloutBuffer"):
+            model.learn(32, GuidanceCallback())
+
+
+def test_a_second_guidance_callback_is_refused() -> None:
+    with pytest.raises(ValueError, match="installs"):
+        AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(32, GuidanceCallback())
+
+
+def test_schedules_are_followed() -> None:
+    model = AGDPPO(
+        "MlpPolicy",
+        "Pendulum-v1",
+        **SMALL
+        | {
+            "synthetic_ratio": lambda progress: 4 * progress,
+            "guidance_scale": lambda progress: progress,
+            "world_model_learning_rate": lambda progress: 1e-3 * (progress + 0.1),
+        },
+    )
+    counts = []
+    model.learn(128, lambda local_variables, _: counts.append(model.rollout_buffer.n_imagined) or True)
+    # After each of the four rollouts, a quarter of the progress is used up; the last one leaves nothing to imagine
+    assert model.rollout_buffer.n_imagined == 0
+    assert model.world_model.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.35)
+
+
+def test_waits_for_the_warmup() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"world_model_warmup": 65})
+    model.learn(64)
+    assert model.rollout_buffer.n_imagined == 0 and model.world_model.n_updates == 0
+    model.learn(32, reset_num_timesteps=False)
+    assert model.rollout_buffer.n_imagined == 64 and model.world_model.n_updates == 5 * 3
+
+
+def test_logs_its_figures() -> None:
+    recorder = Recorder()
+    model = AGDPPO("MlpPolicy", "CartPole-v1", **SMALL)
+    model.set_logger(Logger(None, [recorder]))
+    model.learn(128)
+    expected = {
+        "world_model_loss",
+        "termination_loss",
+        "held_out_error",
+        "n_imagined",
+        "imagined_advantage_mean",
+        "real_advantage_mean",
+        "guidance_norm",
+        "critic_trust",
+        "imagined_termination_rate",
+        "real_termination_rate",
+        "fit_time_share",
+        "imagine_time_share",
+    }
+    last = recorder.rows[-1]
+    assert expected <= {key.removeprefix("agd/") for key in last if key.startswith("agd/")}
+    assert all(np.isfinite(last[f"agd/{key}"]) for key in expected)
+    assert 0 < last["agd/fit_time_share"] + last["agd/imagine_time_share"] < 1
+
+
+def test_the_setting_of_the_paper_works() -> None:
+    paper = {
+        "sampler": "ddpm",
+        "n_denoising_steps": 128,
+        "horizon": 10,
+        "world_model_kwargs": {"network": "mlp", "width": 1024, "depth": 6},
+        "world_model_gradient_steps": 1,
+        "world_model_batch_size": 8,
+        "synthetic_ratio": 1.0,
+        "guidance": "sag",
+        "guidance_scale": 3.0,
+    }
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | paper).learn(64)
+    assert model.rollout_buffer.n_imagined == 32
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
