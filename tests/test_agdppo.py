@@ -21,8 +21,8 @@ from sb3_agd import (
     AugmentedRolloutBuffer,
     DiffusionWorldModel,
     ExponentialAdvantageGuide,
-    Guide,
     GuidanceCallback,
+    Guide,
     RewardGuide,
     SigmoidAdvantageGuide,
 )
@@ -234,7 +234,9 @@ def test_rewards_are_stored_without_the_value_that_sb3_adds_at_truncations() -> 
 
 
 def test_stores_raw_observations_and_rewards_under_vec_normalize() -> None:
-    env = VecNormalize(DummyVecEnv([lambda: ToyEnv(episode_length=7, observe=lambda step: np.full(3, 100.0 + step, np.float32))]))
+    env = VecNormalize(
+        DummyVecEnv([lambda: ToyEnv(episode_length=7, observe=lambda step: np.full(3, 100.0 + step, np.float32))])
+    )
     model = AGDPPO("MlpPolicy", env, **SMALL).learn(64)
     transitions = model.replay_buffer.windows(*model.replay_buffer.recent_starts(200), horizon=1)
     assert np.allclose(transitions.observations[:, 1] - transitions.observations[:, 0], 1.0, atol=1e-3)
@@ -495,6 +497,30 @@ def test_schedules_are_followed() -> None:
     # After each of the four rollouts, a quarter of the progress is used up; the last one leaves nothing to imagine
     assert model.rollout_buffer.n_imagined == 0
     assert model.world_model.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.35)
+
+
+def test_a_schedule_that_ends_at_zero_survives_a_rollout_beyond_the_end() -> None:
+    arguments = SMALL | {"synthetic_ratio": lambda progress: progress, "guidance_scale": lambda progress: progress}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **arguments).learn(40)
+    assert model.num_timesteps == 64
+    model.imagine(model.env.reset())
+
+
+def test_a_model_loaded_without_transitions_imagines_but_does_not_fit_on_a_handful(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"world_model_warmup": 64}).learn(64)
+    model.save(tmp_path / "model")
+    loaded = AGDPPO.load(tmp_path / "model", env=model.env, device="cpu")
+    n_updates = loaded.world_model.n_updates.item()
+    loaded.learn(32)
+    assert loaded.rollout_buffer.n_imagined == 64 and loaded.world_model.n_updates == n_updates
+    loaded.learn(32, reset_num_timesteps=False)
+    assert loaded.world_model.n_updates == n_updates + 3
+
+
+def test_every_real_transition_enters_the_statistics() -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(episode_length=1, terminates=True), **SMALL).learn(96)
+    assert model.world_model.observation_normalizer.count == 96
+    assert model.world_model.n_terminations == 96
 
 
 def test_waits_for_the_warmup() -> None:

@@ -293,7 +293,7 @@ class AGDPPO(PPO):
         scale = make_schedule("guidance_scale", self.guidance_scale if guidance_scale is None else guidance_scale)
         starts = th.as_tensor(codec.encode(observations), device=self.device)
         generator = self.imagination.generator(seed)
-        segments, _ = self.imagination.imagine(starts, guide, scale(self._current_progress_remaining), generator)
+        segments, _ = self.imagination.imagine(starts, guide, scale(max(0.0, self._current_progress_remaining)), generator)
         states = codec.decode(segments.observations).cpu().numpy().astype(codec.dtype)
         states[:, 0] = observations.reshape(len(observations), -1)
         return Segments(

@@ -130,12 +130,9 @@ class GuidanceCallback(BaseCallback):
         self.guidance_scale = make_schedule("guidance_scale", guidance_scale)
         self.synthetic_ratio = make_schedule("synthetic_ratio", synthetic_ratio)
         self.world_model_learning_rate = make_schedule("world_model_learning_rate", world_model_learning_rate, positive=True)
-        check_integer("horizon", horizon, 1)
         check_integer("world_model_gradient_steps", world_model_gradient_steps, 1)
         check_integer("world_model_batch_size", world_model_batch_size, 1)
         check_integer("world_model_warmup", world_model_warmup, 0)
-        # A window and the state after it must fit into the ring
-        check_integer("world_model_buffer_size", world_model_buffer_size, horizon + 2)
         self.world_model_gradient_steps = world_model_gradient_steps
         self.world_model_batch_size = world_model_batch_size
         self.world_model_warmup = world_model_warmup
@@ -152,6 +149,8 @@ class GuidanceCallback(BaseCallback):
         }
         # The world model checks its own arguments: let it do so now rather than in the midst of training
         DiffusionWorldModel(observation_dim=1, action_dim=1, **self.world_model_kwargs)
+        # A window and the state after it must fit into the ring
+        check_integer("world_model_buffer_size", world_model_buffer_size, horizon + 2)
         self.progress_bar = progress_bar
         self.imagination: Imagination | None = None
         self._seconds = {"fit": 0.0, "imagine": 0.0}
@@ -219,33 +218,41 @@ class GuidanceCallback(BaseCallback):
         imagination = self.imagination
         assert imagination is not None
         # SB3 updates its own figure only after this hook
-        progress_remaining = 1.0 - self.num_timesteps / self.model._total_timesteps
+        progress_remaining = max(0.0, 1.0 - self.num_timesteps / self.model._total_timesteps)
         buffer = self._buffer
         imagination.finish_rollout(buffer)
         ratio = self.synthetic_ratio(progress_remaining)
-        ready = imagination.state.fitted or len(imagination.store) >= self.world_model_warmup
         self._seconds = {"fit": 0.0, "imagine": 0.0}
-        if ratio > 0 and ready:
-            self._fit(imagination, buffer, progress_remaining)
+        if ratio > 0 and imagination.state.fitted:
+            self._test(imagination)
+        # A model loaded without its transitions imagines at once, but must not forget on a handful of new ones
+        if ratio > 0 and len(imagination.store) >= self.world_model_warmup:
+            self._fit(imagination, progress_remaining)
+        if ratio > 0 and imagination.state.fitted:
             with self._timed("imagine"):
                 imagination.augment(buffer, self.guide, self.guidance_scale(progress_remaining), ratio)
         self._log(imagination, buffer)
 
-    def _fit(self, imagination: Imagination, buffer: AugmentedRolloutBuffer, progress_remaining: float) -> None:
+    def _test(self, imagination: Imagination) -> None:
         """
-        Test the world model on the newest rollout, then train on all of them.
+        Test the world model on the newest rollout.
 
         :param imagination: World model and data
-        :param buffer: The algorithm's rollout buffer
+        """
+        with self._timed("imagine"):
+            errors = imagination.test()
+        self.logger.record("agd/held_out_error", errors["states"][-1].item())
+        self.logger.record("agd/imagined_termination_rate", errors["imagined_terminations"].item())
+        self.logger.record("agd/real_termination_rate", errors["real_terminations"].item())
+
+    def _fit(self, imagination: Imagination, progress_remaining: float) -> None:
+        """
+        Train the world model on all stored transitions.
+
+        :param imagination: World model and data
         :param progress_remaining: Remaining progress, from 1 to 0
         """
         first = not imagination.state.fitted
-        if not first:
-            with self._timed("imagine"):
-                errors = imagination.test(buffer)
-            self.logger.record("agd/held_out_error", errors["states"][-1].item())
-            self.logger.record("agd/imagined_termination_rate", errors["imagined_terminations"].item())
-            self.logger.record("agd/real_termination_rate", errors["real_terminations"].item())
         gradient_steps = self.world_model_gradient_steps * (WARMUP_FITS if first else 1)
         with (
             self._timed("fit"),

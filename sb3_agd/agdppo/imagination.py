@@ -95,8 +95,9 @@ class Imagination:
             },
         ).to(model.device)
         self.store = TrajectoryStore(capacity, model.n_envs, self.observation_codec.size, self.action_codec.size)
-        # Observation vectors that the environments are in
+        # Observation vectors that the environments are in, and where the newest rollout begins in the store
         self._current = np.empty(0)
+        self._rollout_start = self.store.position.copy()
 
     def _in_raw_units(self, termination_fn: Callable | None) -> Callable | None:
         """
@@ -144,6 +145,7 @@ class Imagination:
         observations = self.model._last_obs if env is None else env.get_original_obs()
         assert isinstance(observations, np.ndarray)
         self._current = self._checked(self.observation_codec.encode(observations), "observation")
+        self._rollout_start = self.store.position.copy()
 
     def record(self, local_variables: dict[str, Any]) -> None:
         """
@@ -203,8 +205,7 @@ class Imagination:
 
         :param buffer: The algorithm's rollout buffer, not yet flattened
         """
-        starts = self.store.recent_starts(self._rollout_rows(buffer))
-        rollout = self.store.windows(*starts, horizon=1)
+        rollout = self.store.windows(*self.store.starts_since(self._rollout_start), horizon=1)
         self.world_model.observe(
             rollout.observations[:, 1], rollout.actions[:, 0], rollout.rewards[:, 0], rollout.terminations[:, 0]
         )
@@ -216,14 +217,6 @@ class Imagination:
             state.advantage_std = advantage_std
         state.advantage_std += ADVANTAGE_STD_RATE * (advantage_std - state.advantage_std)
         state.value_range = self._return_range(buffer)
-
-    @staticmethod
-    def _rollout_rows(buffer: AugmentedRolloutBuffer) -> int:
-        """
-        :param buffer: The algorithm's rollout buffer
-        :return: Number of the store's newest rows that surely lie within the newest rollout
-        """
-        return buffer.buffer_size * buffer.n_envs
 
     def _return_range(self, buffer: AugmentedRolloutBuffer) -> tuple[float, float]:
         """
@@ -249,14 +242,13 @@ class Imagination:
         margin = VALUE_MARGIN * (high - low)
         return low - margin, high + margin
 
-    def test(self, buffer: AugmentedRolloutBuffer) -> dict[str, th.Tensor]:
+    def test(self) -> dict[str, th.Tensor]:
         """
         Test the world model on windows of the newest rollout, which it was not trained on yet.
 
-        :param buffer: The algorithm's rollout buffer
         :return: See :meth:`DiffusionWorldModel.prediction_error`
         """
-        streams, rows = self.store.recent_starts(self._rollout_rows(buffer))
+        streams, rows = self.store.starts_since(self._rollout_start)
         chosen = self.state.rng.integers(len(rows), size=min(HELD_OUT_WINDOWS, len(rows)))
         windows = self.store.windows(streams[chosen], rows[chosen], self.world_model.horizon)
         return self.world_model.prediction_error(windows, self.generator())

@@ -114,10 +114,17 @@ class TrajectoryStore:
         :param n_transitions: Number of newest rows to look at, over all streams
         :return: Streams and rows of the transitions among them, each of shape (N,), oldest first in each stream
         """
-        n_back = min(max(n_transitions // self.n_streams, 1), self._n_used())
+        return self.starts_since(self.position - max(n_transitions // self.n_streams, 1))
+
+    def starts_since(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param position: An earlier value of ``position``, shape (n_streams,)
+        :return: Streams and rows of the transitions added since then, each of shape (N,), oldest first in each stream
+        """
+        n_back = min(int((self.position - position).max()), self._n_used())
         rows = (self.position[:, None] - np.arange(n_back, 0, -1)) % self.n_rows
         streams = np.broadcast_to(np.arange(self.n_streams)[:, None], rows.shape)
-        kept = self.is_transition[streams, rows]
+        kept = self.is_transition[streams, rows] & (self.serials[streams, rows] >= position[:, None])
         return streams[kept], rows[kept]
 
     def sample_starts(self, n_starts: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
