@@ -17,7 +17,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from benchmarks.settings import algorithm_arguments, load_settings, make_environment
-from sb3_agd import AGDPPO
+from sb3_agd import AGDPPO, AugmentedRolloutBuffer
 from sb3_agd.agdppo.imagination import discounted_returns
 
 
@@ -37,7 +37,7 @@ class ValueMonitor(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        assert isinstance(self.model, AGDPPO)
+        assert isinstance(self.model, AGDPPO) and isinstance(self.model.rollout_buffer, AugmentedRolloutBuffer)
         store, agent, buffer = self.model.replay_buffer, self.model.imagination.agent, self.model.rollout_buffer
         returns = [
             np.abs(discounted_returns(agent.rewards(th.from_numpy(rewards)).numpy(), self.model.gamma)).max()

@@ -241,9 +241,15 @@ class GuidanceCallback(BaseCallback):
         """
         with self._timed("imagine"):
             errors = imagination.test()
-        self.logger.record("agd/held_out_error", errors["states"][-1].item())
-        self.logger.record("agd/imagined_termination_rate", errors["imagined_terminations"].item())
-        self.logger.record("agd/real_termination_rate", errors["real_terminations"].item())
+        figures = {
+            "held_out_error": errors["states"][-1],
+            "imagined_termination_rate": errors["imagined_terminations"],
+            "real_termination_rate": errors["real_terminations"],
+        }
+        for name, figure in figures.items():
+            # Undefined if no episode was long enough
+            if not figure.isnan():
+                self.logger.record(f"agd/{name}", figure.item())
 
     def _fit(self, imagination: Imagination, progress_remaining: float) -> None:
         """

@@ -255,6 +255,7 @@ class DiffusionWorldModel(nn.Module):
         """
         start = self.observation_normalizer(observations)
         states = observations[:, None].expand(-1, self.horizon + 1, -1)
+        actions = th.empty(0)
         guidance_lengths = []
 
         def denoise(noisy: th.Tensor, time: float) -> th.Tensor:
@@ -371,7 +372,8 @@ class DiffusionWorldModel(nn.Module):
         :param generator: Source of the noise
         :return: ``states`` and ``nothing_changes``: root mean squared error after each step of the imagined states
             and of the start state kept, in standard deviations of the observations, each of shape (H,); ``rewards``:
-            the same for rewards; ``imagined_terminations`` and ``real_terminations``: rates per transition, scalars
+            the same for rewards; ``imagined_terminations`` and ``real_terminations``: rates per transition, scalars. NaN
+            where the segments hold nothing to compare
         """
         segments = self._on_device(segments)
         imagined = self.imagine(segments.observations[:, 0], lambda _: segments.actions, generator=generator)
