@@ -58,7 +58,7 @@ def test_sampler_reproduces_mean_and_covariance_of_gaussian_data(sampler: str) -
 
 @pytest.mark.parametrize("sampler", ["flow", "ddim"])
 def test_error_of_deterministic_sampler_halves_when_the_steps_double(sampler: str) -> None:
-    """With the exact denoiser the sampler is one affine map of the noise, whose matrix follows from the unit vectors."""
+    """With the exact denoiser the sampler is an affine map of the noise; its matrix follows from the unit vectors."""
     path = PATHS[sampler]()
     denoise = exact_denoiser(path, MEAN, COVARIANCE)
     errors = []
@@ -100,7 +100,7 @@ def test_guidance_raises_a_linear_objective_monotonically(sampler: str) -> None:
     objectives = []
     for scale in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0):
         noise, generator = draw_noise(n_samples=2000)
-        samples = sample(path, denoise, noise, 16, generator, lambda clean, weight, c=scale: clean + c * weight * SLOPE)
+        samples = sample(path, denoise, noise, 16, generator, lambda clean, weight, s=scale: clean + s * weight * SLOPE)
         objectives.append((samples @ SLOPE).mean().item())
     gains = th.tensor(objectives).diff()
     assert (gains > 0.01).all()
@@ -124,7 +124,7 @@ def test_guidance_tilts_standard_gaussian_data_exactly(sampler: str) -> None:
 @pytest.mark.parametrize("n_steps", [4, 8, 32])
 @each_sampler
 def test_few_steps_tilt_almost_as_far_as_many(sampler: str, n_steps: int) -> None:
-    """The shift that the guide causes does not depend on the noise, so it is the difference of two runs with the same noise."""
+    """The shift that the guide causes does not depend on the noise: two runs with the same noise show it."""
     path = PATHS[sampler]()
     denoise = exact_denoiser(path, th.zeros_like(MEAN), IDENTITY)
     runs = []

@@ -1,6 +1,10 @@
 """The world model on toy systems whose laws are known."""
 
+import copy
+import dataclasses
+import inspect
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,34 +65,91 @@ def roll_out(start: th.Tensor, actions: th.Tensor, noise: th.Tensor) -> th.Tenso
     return th.stack(rows, dim=1)
 
 
-def as_segments(start: th.Tensor, actions: th.Tensor, clean: th.Tensor, terminations: th.Tensor | None = None) -> Segments:
-    """Segments of the given next states and rewards; what lies behind a termination repeats the last transition."""
-    if terminations is None:
-        terminations = th.zeros(actions.shape[:2], dtype=th.bool)
-    mask = mask_after_termination(terminations)
-    inside = th.minimum(th.arange(actions.shape[1]), mask.sum(1, keepdim=True) - 1)
-    rows = th.arange(len(actions))[:, None]
+def linear_segments(n_segments: int, generator: th.Generator) -> Segments:
+    """Segments of the noisy linear system, none of which ends early."""
+    start = th.randn(n_segments, OBSERVATION_DIM, generator=generator)
+    actions = th.randn(n_segments, HORIZON, ACTION_DIM, generator=generator)
+    clean = roll_out(start, actions, th.randn(n_segments, HORIZON, OBSERVATION_DIM + 1, generator=generator))
     return Segments(
-        observations=th.cat([start[:, None], clean[rows, inside, :-1]], dim=1),
-        actions=actions[rows, inside],
-        rewards=clean[rows, inside, -1],
-        terminations=terminations & mask,
-        mask=mask,
+        observations=th.cat([start[:, None], clean[..., :-1]], dim=1),
+        actions=actions,
+        rewards=clean[..., -1],
+        terminations=th.zeros(n_segments, HORIZON, dtype=th.bool),
+        mask=th.ones(n_segments, HORIZON, dtype=th.bool),
     )
 
 
-def linear_segments(n_segments: int, generator: th.Generator, noisy: bool = False, horizon: int = HORIZON) -> Segments:
-    start = th.randn(n_segments, OBSERVATION_DIM, generator=generator)
-    actions = th.randn(n_segments, horizon, ACTION_DIM, generator=generator)
-    noise = th.randn(n_segments, horizon, OBSERVATION_DIM + 1, generator=generator) * noisy
-    return as_segments(start, actions, roll_out(start, actions, noise))
+def never(next_states: th.Tensor, generator: th.Generator) -> th.Tensor:
+    return th.zeros(next_states.shape[:-1], dtype=th.bool)
+
+
+def by_chance(next_states: th.Tensor, generator: th.Generator) -> th.Tensor:
+    return th.rand(next_states.shape[:-1], generator=generator) < 0.05
+
+
+def beyond_limit(next_states: th.Tensor, generator: th.Generator) -> th.Tensor:
+    return next_states[..., 0] > 1.2
+
+
+def at_once(next_states: th.Tensor, generator: th.Generator) -> th.Tensor:
+    return th.ones(next_states.shape[:-1], dtype=th.bool)
+
+
+Rule = Callable[[th.Tensor, th.Generator], th.Tensor]
+
+
+class Recording:
+    """
+    Episodes of the noiseless linear system under random actions, and a source of training data. A window that reaches
+    the end of its episode goes on with copies of the last transition, masked.
+
+    :param rule: When an episode terminates
+    :param seed: Seed of the episodes and of the draws
+    """
+
+    def __init__(self, rule: Rule = never, seed: int = 0, n_episodes: int = 300, length: int = 20):
+        self.generator = seeded(seed)
+        start = th.randn(n_episodes, OBSERVATION_DIM, generator=self.generator)
+        start[:, 0] = start[:, 0].clamp(max=1.1)
+        self.actions = th.randn(n_episodes, length, ACTION_DIM, generator=self.generator)
+        clean = roll_out(start, self.actions, th.zeros(n_episodes, length, OBSERVATION_DIM + 1))
+        self.states = th.cat([start[:, None], clean[..., :-1]], dim=1)
+        self.rewards = clean[..., -1]
+        self.terminations = rule(self.states[:, 1:], self.generator)
+        mask = mask_after_termination(self.terminations)
+        self.last = mask.sum(1) - 1
+        self.starts = mask.nonzero()
+        self.terminal_starts = (mask & self.terminations).nonzero()
+        self.termination_rate = len(self.terminal_starts) / len(self.starts)
+
+    def windows(self, starts: th.Tensor, horizon: int) -> Segments:
+        episode, steps = starts[:, :1], starts[:, 1:] + th.arange(horizon)
+        inside = th.minimum(steps, self.last[episode])
+        mask = steps == inside
+        return Segments(
+            observations=self.states[episode, th.cat([starts[:, 1:], inside + 1], dim=1)],
+            actions=self.actions[episode, inside],
+            rewards=self.rewards[episode, inside],
+            terminations=self.terminations[episode, inside] & mask,
+            mask=mask,
+        )
+
+    def segments(self, n_segments: int) -> Segments:
+        chosen = th.randint(len(self.starts), (n_segments,), generator=self.generator)
+        return self.windows(self.starts[chosen], HORIZON)
+
+    def terminal_transitions(self, n_transitions: int) -> Segments:
+        chosen = th.randint(len(self.terminal_starts), (n_transitions,), generator=self.generator)
+        return self.windows(self.terminal_starts[chosen], 1)
+
+    def every_transition(self) -> Segments:
+        return self.windows(self.starts, 1)
 
 
 def observe(model: DiffusionWorldModel, segments: Segments) -> None:
     mask = segments.mask
-    model.observe(
-        segments.observations[:, 1:][mask], segments.actions[mask], segments.rewards[mask], segments.terminations[mask]
-    )
+    next_states, actions = segments.observations[:, 1:][mask], segments.actions[mask]
+    model.observe(next_states, actions, segments.rewards[mask], segments.terminations[mask])
 
 
 def make_model(**changes: Any) -> DiffusionWorldModel:
@@ -98,13 +159,15 @@ def make_model(**changes: Any) -> DiffusionWorldModel:
     return DiffusionWorldModel(**{**kwargs, **changes})
 
 
-def fitted(
-    sample_segments: Callable[[int, th.Generator], Segments], gradient_steps: int = 5, **changes: Any
-) -> DiffusionWorldModel:
-    model, generator = make_model(**changes), seeded()
-    observe(model, sample_segments(2000, generator))
-    model.fit(lambda n: sample_segments(n, generator), gradient_steps, batch_size=64, generator=generator)
+def fitted(source: Any, gradient_steps: int = 5, **changes: Any) -> DiffusionWorldModel:
+    model = make_model(**changes)
+    observe(model, source.every_transition())
+    model.fit(source, gradient_steps, batch_size=64, generator=seeded())
     return model
+
+
+def well_fitted(source: Any, gradient_steps: int = 400, **changes: Any) -> DiffusionWorldModel:
+    return fitted(source, gradient_steps, width=64, learning_rate=3e-3, ema_decay=0.98, **changes)
 
 
 def linear_policy(states: th.Tensor) -> th.Tensor:
@@ -142,7 +205,8 @@ class ExactDenoiser(nn.Module):
         n_noises = horizon * (OBSERVATION_DIM + 1)
         noise = th.eye(n_noises, dtype=th.float64).view(n_noises, horizon, -1)
         nothing = th.zeros(n_noises, horizon, ACTION_DIM, dtype=th.float64)
-        effects = (roll_out(th.zeros(n_noises, OBSERVATION_DIM, dtype=th.float64), nothing, noise) / self.scale).flatten(1)
+        origin = th.zeros(n_noises, OBSERVATION_DIM, dtype=th.float64)
+        effects = (roll_out(origin, nothing, noise) / self.scale).flatten(1)
         self.covariance = effects.T @ effects
 
     def mean(self, start: th.Tensor, actions: th.Tensor) -> th.Tensor:
@@ -175,7 +239,7 @@ class StandardGaussianDenoiser(nn.Module):
 def exact_model(**changes: Any) -> DiffusionWorldModel:
     """World model with the exact denoiser, and normalisers that neither equal the identity nor ever clamp."""
     model = make_model(**changes)
-    segments = linear_segments(5000, seeded(), noisy=True)
+    segments = linear_segments(5000, seeded())
     observe(model, segments)
     extreme = 50 * th.tensor([[-1.0], [1.0]])
     model.observe(extreme.expand(-1, OBSERVATION_DIM), extreme, extreme[:, 0], th.zeros(2))
@@ -208,11 +272,11 @@ def test_imagination_with_the_exact_denoiser_follows_the_true_distribution(sampl
     assert (covariance_error < 4 * ((spread + covariance**2) / n_segments).sqrt() + 8 / n_steps * spread.sqrt()).all()
 
 
-@pytest.mark.parametrize("n_denoising_steps", [4, 32])
+@pytest.mark.parametrize("n_steps", [4, 32])
 @pytest.mark.parametrize("guide", [SigmoidAdvantageGuide(), ExponentialAdvantageGuide()], ids=["sag", "eag"])
 @each_sampler
-def test_guidance_raises_the_expected_advantage_monotonically(sampler: str, guide: Guide, n_denoising_steps: int) -> None:
-    model = exact_model(sampler=sampler, n_denoising_steps=n_denoising_steps)
+def test_guidance_raises_the_expected_advantage_monotonically(sampler: str, guide: Guide, n_steps: int) -> None:
+    model = exact_model(sampler=sampler, n_denoising_steps=n_steps)
     start = th.randn(500, OBSERVATION_DIM, generator=seeded())
     actions = th.randn(500, HORIZON, ACTION_DIM, generator=seeded(1))
     critic = linear_critic()
@@ -246,8 +310,7 @@ def test_guidance_tilts_in_raw_units_as_the_closed_form_says(sampler: str, advan
     data = 3 + spread * th.randn(n_data, OBSERVATION_DIM, generator=seeded())
     model.observe(data, th.zeros(n_data, ACTION_DIM), th.randn(n_data, generator=seeded()), th.zeros(n_data))
     model.ema_networks["denoiser"] = StandardGaussianDenoiser(model.path)
-    start, n_segments = th.zeros(4000, OBSERVATION_DIM), 4000
-    scale = 1.2
+    start, scale = th.zeros(4000, OBSERVATION_DIM), 1.2
     imagined = [
         model.imagine(
             start, lambda s: s[..., :1], ExponentialAdvantageGuide(), linear_critic(advantage_std), c, seeded(1)
@@ -260,7 +323,6 @@ def test_guidance_tilts_in_raw_units_as_the_closed_form_says(sampler: str, advan
     # few percent
     assert th.allclose(shift, expected, rtol=0.05)
     assert th.allclose(imagined[1].std(0), imagined[0].std(0), rtol=0.02)
-    assert n_segments == len(imagined[0])
 
 
 def test_sigmoid_guidance_moves_segments_less_than_exponential_guidance_where_advantages_are_high() -> None:
@@ -351,13 +413,38 @@ def test_actions_are_those_of_the_policy_at_the_imagined_states() -> None:
         assert th.equal(imagined.actions, linear_policy(imagined.observations[:, :-1]))
 
 
+def test_policy_is_asked_at_the_guided_states() -> None:
+    asked, estimated = [], []
+
+    class Spy(Guide):
+        def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+            estimated.append(segments.observations.detach())
+            return segments.observations.sum((1, 2))
+
+    def policy(states: th.Tensor) -> th.Tensor:
+        asked.append(states)
+        return linear_policy(states)
+
+    model = exact_model(n_denoising_steps=4)
+    model.imagine(th.zeros(5, OBSERVATION_DIM), policy, Spy(), linear_critic(), 1.0, seeded())
+    # Three of the four steps are guided; at the following ones, before the result, the policy sees what the guide made
+    for before, after in zip(estimated, asked[-4:-1], strict=True):
+        assert (after[:, 1:] > before[:, 1:-1]).all()
+
+
 @each_guide
 def test_guidance_of_any_strength_stays_near_the_observed_range(guide: Guide) -> None:
-    model = fitted(linear_segments, horizon=HORIZON)
-    data = linear_segments(2000, seeded())
-    start = data.observations[:50, 0]
-    imagined = model.imagine(start, linear_policy, guide, linear_critic(), 1e9, seeded(1))
-    for values, observed in ((imagined.observations[:, 1:], data.observations[:, 1:]), (imagined.rewards, data.rewards)):
+    source = Recording()
+    model, data = fitted(source), source.every_transition()
+    asked = []
+
+    def policy(states: th.Tensor) -> th.Tensor:
+        asked.append(states)
+        return linear_policy(states)
+
+    imagined = model.imagine(data.observations[:50, 0], policy, guide, linear_critic(), 1e9, seeded(1))
+    states = (th.stack(asked), data.observations)
+    for values, observed in (states, (imagined.rewards, data.rewards)):
         width = observed.max() - observed.min()
         assert values.isfinite().all()
         assert values.min() > observed.min() - 0.2 * width
@@ -382,27 +469,19 @@ def test_imagined_segments_have_the_documented_shapes(sampler: str, network: str
 
 @each_network
 def test_fit_learns_a_deterministic_linear_system(network: str) -> None:
-    gradient_steps = 300 if network == "recurrent" else 500
-    model = fitted(linear_segments, gradient_steps, network=network, width=64, learning_rate=3e-3, ema_decay=0.98)
-    errors = model.prediction_error(linear_segments(500, seeded(5)), seeded(6))
+    model = well_fitted(Recording(), network=network)
+    errors = model.prediction_error(Recording(seed=5).segments(500), seeded(6))
     assert errors["states"].shape == errors["nothing_changes"].shape == errors["rewards"].shape == (HORIZON,)
-    assert (errors["states"] < 0.2 * errors["nothing_changes"]).all()
-    assert (errors["rewards"] < 0.2).all()
+    assert (errors["states"] < 0.1 * errors["nothing_changes"]).all()
+    assert (errors["rewards"] < 0.1).all()
 
 
 def test_fit_reports_losses_that_fall() -> None:
-    model, generator = make_model(), seeded()
-    observe(model, linear_segments(2000, generator))
-    updates = []
+    model, source, updates = make_model(), Recording(by_chance), []
+    observe(model, source.every_transition())
 
     def fit(gradient_steps: int) -> dict[str, float]:
-        return model.fit(
-            lambda n: linear_segments(n, generator),
-            gradient_steps,
-            batch_size=64,
-            generator=generator,
-            on_update=lambda: updates.append(1),
-        )
+        return model.fit(source, gradient_steps, 64, generator=seeded(), on_update=lambda: updates.append(1))
 
     first = fit(5)
     fit(100)
@@ -413,136 +492,116 @@ def test_fit_reports_losses_that_fall() -> None:
 
 
 def test_fit_takes_a_new_learning_rate() -> None:
-    model = make_model()
+    model, source = make_model(), Recording(by_chance)
     before = {name: value.clone() for name, value in model.networks.state_dict().items()}
-    model.fit(lambda n: linear_segments(n, seeded()), 1, 8, learning_rate=0.0, generator=seeded())
+    model.fit(source, 1, 8, learning_rate=0.0, generator=seeded())
     assert all(th.equal(value, before[name]) for name, value in model.networks.state_dict().items())
-    model.fit(lambda n: linear_segments(n, seeded()), 1, 8, learning_rate=1e-2, generator=seeded())
+    model.fit(source, 1, 8, learning_rate=1e-2, generator=seeded())
     assert not all(th.equal(value, before[name]) for name, value in model.networks.state_dict().items())
 
 
 def test_fit_of_no_updates_changes_nothing() -> None:
     model = make_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    losses = model.fit(lambda n: linear_segments(n, seeded()), 0, 8, generator=seeded())
+    losses = model.fit(Recording(), 0, 8, generator=seeded())
     assert losses == {"denoising_loss": 0.0, "termination_loss": 0.0}
     assert all(th.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_data_of_any_unit_is_learned_alike() -> None:
-    """Constant dimensions, huge and tiny scales: the standardised problem is the same each time."""
-    unit = th.tensor([1e6, 1e-6])
-    offset = th.tensor([1e6, 0.0])
+class Rescaled(Recording):
+    """The linear system in other units, with a third dimension that never changes."""
 
-    def rescaled(n: int, generator: th.Generator) -> Segments:
-        segments = linear_segments(n, generator)
-        constant = th.full((*segments.observations.shape[:2], 1), 0.1)
-        return Segments(
-            observations=th.cat([segments.observations * unit + offset, constant], dim=-1),
+    def windows(self, starts: th.Tensor, horizon: int) -> Segments:
+        segments = super().windows(starts, horizon)
+        states = segments.observations * th.tensor([1e6, 1e-6]) + th.tensor([1e6, 0.0])
+        return dataclasses.replace(
+            segments,
+            observations=th.cat([states, th.full_like(states[..., :1], 0.1)], dim=-1),
             actions=segments.actions * 1e3,
             rewards=segments.rewards * 1e6,
-            terminations=segments.terminations,
-            mask=segments.mask,
         )
 
-    model = fitted(rescaled, 300, observation_dim=3, width=64, learning_rate=3e-3, ema_decay=0.98)
-    held_out = rescaled(500, seeded(5))
+
+def test_constant_dimensions_and_extreme_scales_are_learned_alike() -> None:
+    model = well_fitted(Rescaled(), observation_dim=3)
+    held_out = Rescaled(seed=5).segments(500)
     errors = model.prediction_error(held_out, seeded(6))
-    # One of the three dimensions is constant, which lowers both alike
-    assert (errors["states"] < 0.25 * errors["nothing_changes"]).all()
-    assert (errors["rewards"] < 0.25).all()
-    actions = held_out.actions
-    imagined = model.imagine(held_out.observations[:, 0], lambda _: actions, generator=seeded(7))
+    assert (errors["states"] < 0.2 * errors["nothing_changes"]).all()
+    assert (errors["rewards"] < 0.2).all()
+    imagined = model.imagine(held_out.observations[:, 0], lambda _: held_out.actions, generator=seeded(7))
     assert th.allclose(imagined.observations[..., 2], th.tensor(0.1))
 
 
 def test_what_lies_behind_the_end_of_a_segment_does_not_change_the_loss() -> None:
-    model = make_model(network="recurrent")
-    start = th.randn(30, OBSERVATION_DIM, generator=seeded())
-    actions = th.randn(30, HORIZON, ACTION_DIM, generator=seeded(1))
-    terminations = th.rand(30, HORIZON, generator=seeded(2)) < 0.3
-    segments = as_segments(start, actions, roll_out(start, actions, th.zeros(30, HORIZON, OBSERVATION_DIM + 1)), terminations)
+    model = randomised(make_model(network="recurrent"))
+    segments = Recording(by_chance).segments(50)
     mask = segments.mask
     assert not mask.all()
-    reached = th.cat([th.ones(30, 1, dtype=th.bool), mask], dim=1)[..., None]
-    changed = Segments(
+    reached = th.cat([th.ones(len(mask), 1, dtype=th.bool), mask], dim=1)[..., None]
+    changed = dataclasses.replace(
+        segments,
         observations=th.where(reached, segments.observations, 5.0),
         actions=th.where(mask[..., None], segments.actions, -3.0),
         rewards=th.where(mask, segments.rewards, 9.0),
-        terminations=segments.terminations,
-        mask=mask,
     )
-    for first, second in zip(model.loss(segments, seeded(3)), model.loss(changed, seeded(3)), strict=True):
-        assert first.item() == pytest.approx(second.item())
+    losses = [model.denoising_loss(s, seeded(3)).item() for s in (segments, changed)]
+    assert losses[0] == pytest.approx(losses[1])
 
 
 # Terminations
 
 
-def limited_segments(n_segments: int, generator: th.Generator) -> Segments:
-    """The linear system, whose episodes end when the first dimension of the state exceeds 1.5."""
-    start = th.randn(n_segments, OBSERVATION_DIM, generator=generator)
-    start[:, 0] = start[:, 0].clamp(max=1.4)
-    actions = th.randn(n_segments, HORIZON, ACTION_DIM, generator=generator)
-    clean = roll_out(start, actions, th.zeros(n_segments, HORIZON, OBSERVATION_DIM + 1))
-    return as_segments(start, actions, clean, clean[..., 0] > 1.5)
-
-
-def chance_segments(n_segments: int, generator: th.Generator) -> Segments:
-    """The linear system, whose episodes end at any transition with probability 0.05."""
-    segments = linear_segments(n_segments, generator)
-    terminations = th.rand(n_segments, HORIZON, generator=generator) < 0.05
-    clean = th.cat([segments.observations[:, 1:], segments.rewards[..., None]], dim=-1)
-    return as_segments(segments.observations[:, 0], segments.actions, clean, terminations)
-
-
 @each_network
-@pytest.mark.parametrize("system", [limited_segments, chance_segments], ids=["threshold", "chance"])
-def test_terminations_are_imagined_at_the_real_rate(
-    system: Callable[[int, th.Generator], Segments], network: str
-) -> None:
-    model = fitted(system, 500, network=network, width=64, learning_rate=3e-3, ema_decay=0.98)
-    real = system(4000, seeded(5))
+@pytest.mark.parametrize("rule", [beyond_limit, by_chance], ids=["limit", "chance"])
+def test_terminations_are_imagined_at_the_real_rate(rule: Rule, network: str) -> None:
+    model = well_fitted(Recording(rule), 500, network=network)
+    held_out = Recording(rule, seed=5).segments(5000)
+    # Segments that the end of the recording cut off say nothing about how long they would have gone on
+    whole = held_out.mask.all(1) | held_out.terminations.any(1)
+    real = held_out.map(lambda array: array[whole])
     imagined = model.imagine(real.observations[:, 0], lambda _: real.actions, generator=seeded(6))
     real_rate = real.terminations[real.mask].float().mean().item()
     imagined_rate = imagined.terminations[imagined.mask].float().mean().item()
-    assert 0.02 < real_rate < 0.2
+    assert 0.01 < real_rate < 0.1
     assert real_rate / 1.5 < imagined_rate < real_rate * 1.5
 
 
 def test_terminations_are_imagined_where_the_real_rule_ends_the_episode() -> None:
-    model = fitted(limited_segments, 500, width=64, learning_rate=3e-3, ema_decay=0.98)
-    real = limited_segments(4000, seeded(5))
+    model = well_fitted(Recording(beyond_limit), 500)
+    real = Recording(beyond_limit, seed=5).segments(5000)
     imagined = model.imagine(real.observations[:, 0], lambda _: real.actions, generator=seeded(6))
-    over = (imagined.observations[:, 1:, 0] > 1.5)[imagined.mask]
+    over = (imagined.observations[:, 1:, 0] > 1.2)[imagined.mask]
     terminated = imagined.terminations[imagined.mask]
     assert terminated[over].float().mean() > 0.7
     assert terminated[~over].float().mean() < 0.02
 
 
 def test_prediction_error_compares_the_rates_of_termination() -> None:
-    model = fitted(limited_segments, 300, width=64, learning_rate=3e-3, ema_decay=0.98)
-    real = limited_segments(4000, seeded(5))
-    errors = model.prediction_error(real, seeded(6))
-    assert errors["real_terminations"].item() == pytest.approx(real.terminations[real.mask].float().mean().item())
+    model = well_fitted(Recording(beyond_limit), 500)
+    errors = model.prediction_error(Recording(beyond_limit, seed=5).segments(5000), seeded(6))
     assert errors["imagined_terminations"].item() == pytest.approx(errors["real_terminations"].item(), rel=0.5)
 
 
-def test_prediction_error_is_finite_where_no_segment_reaches_the_horizon() -> None:
-    def short(n_segments: int, generator: th.Generator) -> Segments:
-        segments = linear_segments(n_segments, generator)
-        terminations = th.zeros(n_segments, HORIZON, dtype=th.bool)
-        terminations[:, 0] = True
-        clean = th.cat([segments.observations[:, 1:], segments.rewards[..., None]], dim=-1)
-        return as_segments(segments.observations[:, 0], segments.actions, clean, terminations)
+def test_segments_cut_off_by_the_end_of_the_data_do_not_lower_the_real_rate_of_termination() -> None:
+    source = Recording(beyond_limit)
+    model, segments = fitted(source), source.segments(2000)
+    cut = segments.mask.sum(1) < HORIZON
+    cut &= ~segments.terminations.any(1)
+    assert cut.any()
+    whole = segments.map(lambda array: array[~cut])
+    rates = [model.prediction_error(s, seeded())["real_terminations"].item() for s in (segments, whole)]
+    assert rates[0] == rates[1] == pytest.approx(whole.terminations[whole.mask].float().mean().item())
 
-    errors = fitted(short).prediction_error(short(50, seeded(5)), seeded(6))
+
+def test_first_step_is_judged_even_where_no_segment_reaches_the_horizon() -> None:
+    errors = fitted(Recording(at_once)).prediction_error(Recording(at_once, seed=5).segments(50), seeded(6))
     assert errors["states"][0].isfinite()
     assert errors["imagined_terminations"].isfinite()
+    assert errors["real_terminations"] == 1
 
 
 def test_no_termination_is_imagined_before_one_was_seen() -> None:
-    model = fitted(linear_segments)
+    model = fitted(Recording(never))
     # Even if the classifier would call every transition terminal
     with th.no_grad():
         for parameter in model.ema_networks["termination"].parameters():
@@ -561,7 +620,7 @@ def test_user_given_rule_of_termination_replaces_the_model() -> None:
         received.append((observations, actions, next_observations))
         return next_observations[:, 0] > observations[:, 0]
 
-    model = fitted(chance_segments, termination_fn=rule)
+    model = fitted(Recording(by_chance), termination_fn=rule)
     start = th.randn(50, OBSERVATION_DIM, generator=seeded())
     imagined = model.imagine(start, linear_policy, SigmoidAdvantageGuide(), linear_critic(), 1.0, seeded(1))
     rises = imagined.observations[:, 1:, 0] > imagined.observations[:, :-1, 0]
@@ -574,7 +633,7 @@ def test_user_given_rule_of_termination_replaces_the_model() -> None:
     assert np.array_equal(next_observations, imagined.observations[:, 1:].reshape(-1, OBSERVATION_DIM))
 
 
-@pytest.mark.parametrize("outcome", [np.zeros((150, 1), dtype=bool), np.zeros(3, dtype=bool), True], ids=["2d", "few", "one"])
+@pytest.mark.parametrize("outcome", [np.zeros((150, 1)), np.zeros(3), True], ids=["column", "few", "scalar"])
 def test_rule_of_termination_of_a_wrong_shape_is_refused(outcome: Any) -> None:
     model = make_model(termination_fn=lambda *_: outcome)
     with pytest.raises(ValueError, match="termination_fn"):
@@ -656,7 +715,14 @@ def test_denoiser_depends_on_each_of_its_inputs_and_not_on_other_rows(network: t
 
 def test_setting_of_the_paper_works() -> None:
     model = make_model(
-        observation_dim=11, action_dim=3, sampler="ddpm", network="mlp", width=1024, depth=6, horizon=10, n_denoising_steps=128
+        observation_dim=11,
+        action_dim=3,
+        horizon=10,
+        sampler="ddpm",
+        n_denoising_steps=128,
+        network="mlp",
+        width=1024,
+        depth=6,
     )
     segments = Segments(
         observations=th.randn(8, 11, 11, generator=seeded()),
@@ -666,11 +732,28 @@ def test_setting_of_the_paper_works() -> None:
         mask=th.ones(8, 10, dtype=th.bool),
     )
     observe(model, segments)
-    losses = model.fit(lambda _: segments, 1, 8, generator=seeded())
+
+    class Source:
+        termination_rate = 1 / 80
+
+        def segments(self, n_segments: int) -> Segments:
+            return segments
+
+        def terminal_transitions(self, n_transitions: int) -> Segments:
+            return Segments(
+                observations=segments.observations[:1, -2:],
+                actions=segments.actions[:1, -1:],
+                rewards=segments.rewards[:1, -1:],
+                terminations=segments.terminations[:1, -1:],
+                mask=segments.mask[:1, -1:],
+            )
+
+    segments.terminations[0, -1] = True
+    losses = model.fit(Source(), 1, 8, generator=seeded())
     assert np.isfinite(list(losses.values())).all()
     critic = Critic(lambda observations: observations.sum(-1), lambda rewards: rewards, GAMMA)
     imagined = model.imagine(
-        segments.observations[:3, 0], lambda states: states[..., :3].tanh(), SigmoidAdvantageGuide(), critic, 3.0, seeded()
+        segments.observations[:3, 0], lambda states: states[..., :3], SigmoidAdvantageGuide(), critic, 3.0, seeded()
     )
     assert imagined.observations.shape == (3, 11, 11)
     assert imagined.observations.isfinite().all()
@@ -686,7 +769,7 @@ def test_same_seed_gives_the_same_weights_and_the_same_imagination(network: str)
     models, imagined = [], []
     for _ in range(2):
         th.manual_seed(np.random.randint(1000))
-        model = fitted(chance_segments, network=network)
+        model = fitted(Recording(by_chance), network=network)
         models.append(model.state_dict())
         imagined.append(model.imagine(start, linear_policy, SigmoidAdvantageGuide(), linear_critic(), 1.0, seeded(1)))
     assert models[0].keys() == models[1].keys()
@@ -708,10 +791,10 @@ def test_global_random_states_are_left_untouched(seed: int | None, sampler: str)
     th.manual_seed(123)
     np.random.seed(123)
     torch_state, numpy_state = th.get_rng_state(), np.random.get_state()
-    model = fitted(chance_segments, seed=seed, sampler=sampler)
+    model = fitted(Recording(by_chance), seed=seed, sampler=sampler)
     start = th.zeros(5, OBSERVATION_DIM)
     model.imagine(start, linear_policy, SigmoidAdvantageGuide(), linear_critic(), 1.0, seeded())
-    model.prediction_error(chance_segments(5, seeded()), seeded())
+    model.prediction_error(Recording(seed=5).segments(5), seeded())
     assert th.equal(th.get_rng_state(), torch_state)
     for before, after in zip(numpy_state, np.random.get_state(), strict=True):
         assert np.array_equal(before, after)
@@ -719,35 +802,44 @@ def test_global_random_states_are_left_untouched(seed: int | None, sampler: str)
 
 @each_network
 def test_state_dict_round_trip_gives_the_same_imagination(network: str) -> None:
-    model = fitted(chance_segments, network=network)
+    model = fitted(Recording(by_chance), network=network)
     twin = make_model(network=network, seed=99)
     twin.load_state_dict(model.state_dict())
     start = th.randn(200, OBSERVATION_DIM, generator=seeded())
-    imagined = [m.imagine(start, linear_policy, SigmoidAdvantageGuide(), linear_critic(), 1.0, seeded(1)) for m in (model, twin)]
+    guide, critic = SigmoidAdvantageGuide(), linear_critic()
+    imagined = [m.imagine(start, linear_policy, guide, critic, 1.0, seeded(1)) for m in (model, twin)]
     assert imagined[0].terminations.any()
     assert_equal(*imagined)
 
 
 def test_restored_model_goes_on_learning_as_if_never_interrupted() -> None:
-    model = fitted(chance_segments)
+    model = fitted(Recording(by_chance))
     twin = make_model(seed=99)
     twin.load_state_dict(model.state_dict())
-    twin.optimizer.load_state_dict(model.optimizer.state_dict())
+    twin.optimizer.load_state_dict(copy.deepcopy(model.optimizer.state_dict()))
     for m in (model, twin):
-        generator = seeded(3)
-        observe(m, chance_segments(100, generator))
-        m.fit(lambda n, g=generator: chance_segments(n, g), 3, 16, generator=generator)
+        source = Recording(by_chance, seed=3)
+        observe(m, source.every_transition())
+        m.fit(source, 3, 16, generator=seeded(3))
     assert all(th.equal(value, twin.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_imagination_uses_the_running_mean_of_the_weights() -> None:
-    model = fitted(chance_segments)
+    model = fitted(Recording(by_chance))
     start = th.zeros(5, OBSERVATION_DIM)
     before = model.imagine(start, linear_policy, generator=seeded())
     randomised(model.networks)
     assert_equal(model.imagine(start, linear_policy, generator=seeded()), before)
     randomised(model.ema_networks)
     assert not th.equal(model.imagine(start, linear_policy, generator=seeded()).observations, before.observations)
+
+
+def test_world_model_works_without_the_agent_and_its_libraries() -> None:
+    modules = sorted(Path(inspect.getfile(DiffusionWorldModel)).parent.glob("*.py"))
+    imports = [line.strip() for module in modules for line in module.read_text().splitlines() if "import" in line.split()]
+    assert any(line.startswith("import torch") for line in imports)
+    for foreign in ("stable_baselines3", "gymnasium", "sb3_contrib", "agdppo"):
+        assert not any(foreign in line for line in imports)
 
 
 # Errors
@@ -772,12 +864,26 @@ def test_imagination_uses_the_running_mean_of_the_weights() -> None:
         ("ema_decay", 1.0),
         ("ema_decay", -0.1),
         ("ema_decay", float("nan")),
+        ("learning_rate", -1.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
         ("termination_fn", True),
     ],
 )
 def test_bad_argument_is_refused_by_name(argument: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"`{argument}`"):
         make_model(**{argument: value})
+
+
+@pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
+def test_bad_guidance_scale_is_refused_by_name(scale: float) -> None:
+    with pytest.raises(ValueError, match="`guidance_scale`"):
+        make_model().imagine(th.zeros(2, OBSERVATION_DIM), linear_policy, RewardGuide(), linear_critic(), scale, seeded())
+
+
+def test_guide_without_a_critic_is_refused() -> None:
+    with pytest.raises(ValueError, match="`critic`"):
+        make_model().imagine(th.zeros(2, OBSERVATION_DIM), linear_policy, RewardGuide(), None, 1.0, seeded())
 
 
 @pytest.mark.parametrize("argument", ["sampler", "network"])

@@ -117,7 +117,7 @@ class GuidanceCallback(BaseCallback):
         sampler: str = "flow",
         world_model_gradient_steps: int = 100,
         world_model_batch_size: int = 256,
-        world_model_learning_rate: float | Schedule = 1e-3,
+        world_model_learning_rate: float | Schedule = 3e-3,
         world_model_warmup: int = 1000,
         world_model_buffer_size: int = 1_000_000,
         world_model_kwargs: dict[str, Any] | None = None,

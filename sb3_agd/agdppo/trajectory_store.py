@@ -1,6 +1,5 @@
 """All real transitions, kept so that windows of consecutive ones can be drawn in time that does not grow with their number."""
 
-import zipfile
 from typing import IO
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch as th
 from sb3_agd.world_model import Segments
 
 FORMAT_VERSION = 1
-ARRAYS = ("observations", "actions", "rewards", "terminations", "is_transition", "serials", "episodes")
+ARRAYS = ("observations", "actions", "rewards", "terminations", "is_transition")
 
 
 class TrajectoryStore:
@@ -32,8 +31,6 @@ class TrajectoryStore:
     rewards: np.ndarray
     terminations: np.ndarray
     is_transition: np.ndarray
-    serials: np.ndarray
-    episodes: np.ndarray
 
     def __init__(self, capacity: int, n_streams: int, observation_dim: int, action_dim: int):
         self.n_rows = capacity // n_streams
@@ -50,13 +47,10 @@ class TrajectoryStore:
         self.actions = np.zeros((*shape, self.action_dim), dtype=np.float32)
         self.rewards = np.zeros(shape, dtype=np.float32)
         self.terminations = np.zeros(shape, dtype=bool)
-        # False for rows that only hold the last state of an episode
+        # False for rows that only hold the state after the last transition of an episode, or of the stream as it is now. Such
+        # a row stands behind every end, also where the newest rows meet the oldest in the ring, so no window runs across one
         self.is_transition = np.zeros(shape, dtype=bool)
-        # Position in the endless stream: tells rows that follow each other from rows that meet where the ring closes
-        self.serials = np.zeros(shape, dtype=np.int64)
-        self.episodes = np.zeros(shape, dtype=np.int64)
         self.position = np.zeros(self.n_streams, dtype=np.int64)
-        self.episode = np.zeros(self.n_streams, dtype=np.int64)
 
     def __len__(self) -> int:
         """Number of transitions held."""
@@ -95,11 +89,7 @@ class TrajectoryStore:
         self.is_transition[streams, row] = True
         self.observations[streams, after] = next_observations
         self.is_transition[streams, after] = False
-        for offset, rows in enumerate((row, after)):
-            self.serials[streams, rows] = self.position + offset
-            self.episodes[streams, rows] = self.episode
         self.position += 1 + episode_ends
-        self.episode += episode_ends
 
     def end_episodes(self) -> None:
         """Close all unfinished episodes, because the environments are about to be reset from outside."""
@@ -107,7 +97,6 @@ class TrajectoryStore:
         streams = np.arange(self.n_streams)
         unfinished = (self.position > 0) & self.is_transition[streams, previous]
         self.position += unfinished
-        self.episode += unfinished
 
     def recent_starts(self, n_transitions: int) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -122,9 +111,10 @@ class TrajectoryStore:
         :return: Streams and rows of the transitions added since then, each of shape (N,), oldest first in each stream
         """
         n_back = min(int((self.position - position).max()), self._n_used())
-        rows = (self.position[:, None] - np.arange(n_back, 0, -1)) % self.n_rows
+        serials = self.position[:, None] - np.arange(n_back, 0, -1)
+        rows = serials % self.n_rows
         streams = np.broadcast_to(np.arange(self.n_streams)[:, None], rows.shape)
-        kept = self.is_transition[streams, rows] & (self.serials[streams, rows] >= position[:, None])
+        kept = self.is_transition[streams, rows] & (serials >= position[:, None])
         return streams[kept], rows[kept]
 
     def sample_starts(self, n_starts: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -168,8 +158,6 @@ class TrajectoryStore:
         column, steps = streams[:, None], np.arange(horizon)
         ahead = (rows[:, None] + steps) % self.n_rows
         mask = self.is_transition[column, ahead]
-        mask &= self.episodes[column, ahead] == self.episodes[streams, rows][:, None]
-        mask &= self.serials[column, ahead] == self.serials[streams, rows][:, None] + steps
         mask = np.logical_and.accumulate(mask, axis=1)
         last = mask.sum(1, keepdims=True) - 1
         inside = (rows[:, None] + np.minimum(steps, last)) % self.n_rows
@@ -188,8 +176,8 @@ class TrajectoryStore:
         :return: Rewards of each episode (or the part of it that is held), oldest first in each stream
         """
         streams, rows = self.recent_starts(n_transitions)
-        episodes = np.stack([streams, self.episodes[streams, rows]])
-        boundaries = np.flatnonzero(np.any(np.diff(episodes, axis=1) != 0, axis=0)) + 1
+        follows = (np.diff(rows) % self.n_rows == 1) & (np.diff(streams) == 0)
+        boundaries = np.flatnonzero(~follows) + 1
         return np.split(self.rewards[streams, rows], boundaries)
 
     def save(self, file: IO[bytes]) -> None:
@@ -200,7 +188,7 @@ class TrajectoryStore:
         """
         n_used = self._n_used()
         content = {name: getattr(self, name)[:, :n_used] for name in ARRAYS}
-        content |= {"n_rows": np.array(self.n_rows), "position": self.position, "episode": self.episode}
+        content |= {"n_rows": np.array(self.n_rows), "position": self.position}
         np.savez(file, allow_pickle=False, format_version=np.array(FORMAT_VERSION), **content)
 
     def load(self, file: IO[bytes]) -> None:
@@ -212,9 +200,15 @@ class TrajectoryStore:
         """
         try:
             with np.load(file, allow_pickle=False) as content:
-                loaded = {name: content[name] for name in ("format_version", "n_rows", "position", "episode", *ARRAYS)}
-        except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+                loaded = {name: content[name] for name in ("format_version", "n_rows", "position", *ARRAYS)}
+        except Exception as error:  # numpy and zipfile raise errors of many kinds on damaged files
             raise ValueError(f"not a readable file of transitions ({error})") from error
+        n_used = loaded["observations"].shape[1] if loaded["observations"].ndim == 3 else 0
+        for name, array in loaded.items():
+            here = np.asarray(getattr(self, name, FORMAT_VERSION))
+            fits = array.ndim == here.ndim and array.dtype == here.dtype
+            if not fits or (here.ndim > 1 and array.shape[1] != n_used):
+                raise ValueError(f"its `{name}` is an array of type {array.dtype} and shape {array.shape}")
         if loaded["format_version"] > FORMAT_VERSION:
             raise ValueError(
                 f"written in format {loaded['format_version']}, newer than {FORMAT_VERSION}, the newest one known here"
@@ -227,10 +221,12 @@ class TrajectoryStore:
         ):
             if found != expected:
                 raise ValueError(f"its number of {what} is {found}, here it is {expected}")
+        if n_used > self.n_rows or any(len(loaded[name]) != self.n_streams for name in ARRAYS):
+            raise ValueError("its arrays differ in length")
         self.clear()
         for name in ARRAYS:
-            getattr(self, name)[:, : loaded[name].shape[1]] = loaded[name]
-        self.position[:], self.episode[:] = loaded["position"], loaded["episode"]
+            getattr(self, name)[:, :n_used] = loaded[name]
+        self.position[:] = loaded["position"]
 
 
 class WindowSource:

@@ -66,8 +66,8 @@ class DiffusionWorldModel(nn.Module):
         network: str = "recurrent",
         width: int = 128,
         depth: int = 2,
-        learning_rate: float = 1e-3,
-        ema_decay: float = 0.995,
+        learning_rate: float = 3e-3,
+        ema_decay: float = 0.95,
         termination_fn: TerminationFn | None = None,
         seed: int | None = None,
     ):
@@ -82,6 +82,8 @@ class DiffusionWorldModel(nn.Module):
                 raise ValueError(f"`{name}` must be an integer of at least 1, not {number!r}")
         if not 0 <= ema_decay < 1:
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, not {ema_decay!r}")
+        if not 0 <= learning_rate < math.inf:
+            raise ValueError(f"`learning_rate` must be a finite number of at least 0, not {learning_rate!r}")
         if network not in DENOISERS:
             raise ValueError(f"`network` must be one of {sorted(DENOISERS)}, not {network!r}")
         if sampler not in PATHS:
@@ -252,7 +254,12 @@ class DiffusionWorldModel(nn.Module):
         :param guidance_scale: Strength of the guidance
         :param generator: Source of all noise
         :return: Segments in raw units
+        :raises ValueError: If the scale is negative or not finite, or a guide has no critic to consult
         """
+        if not 0 <= guidance_scale < math.inf:
+            raise ValueError(f"`guidance_scale` must be a finite number of at least 0, not {guidance_scale!r}")
+        if guide is not None and critic is None:
+            raise ValueError("`critic` must be given with a `guide`")
         start = self.observation_normalizer(observations)
         states = observations[:, None].expand(-1, self.horizon + 1, -1)
         actions = th.empty(0)
@@ -279,7 +286,7 @@ class DiffusionWorldModel(nn.Module):
             states = self._raw_states(observations, guided)
             return guided
 
-        guided = guide is not None and critic is not None and guidance_scale > 0
+        guided = guide is not None and guidance_scale > 0
         shape = (len(observations), self.horizon, self.observation_dim + 1)
         noise = th.randn(shape, generator=generator, device=observations.device)
         clean = sample(self.path, denoise, noise, self.n_denoising_steps, generator, guidance if guided else None)

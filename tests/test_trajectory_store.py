@@ -1,0 +1,559 @@
+"""The store of real transitions against plain lists of episodes."""
+
+import io
+import itertools
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_agd.agdppo.trajectory_store import ARRAYS, TrajectoryStore, WindowSource
+
+OBSERVATION_DIM, ACTION_DIM = 3, 2
+
+
+@dataclass(frozen=True)
+class Transition:
+    observation: np.ndarray
+    action: np.ndarray
+    reward: np.float32
+    next_observation: np.ndarray
+    termination: bool
+
+
+@dataclass
+class Stream:
+    """One environment: the episodes so far, and the state that it is in."""
+
+    number: int
+    rng: np.random.Generator
+    max_length: int
+    n_states: int = 0
+    episodes: list[list[Transition]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.state = self.new_state()
+        self.remaining = int(self.rng.integers(1, self.max_length + 1))
+        self.episodes.append([])
+
+    def new_state(self) -> np.ndarray:
+        """No two states are the same, so that each tells where it comes from."""
+        self.n_states += 1
+        return np.array([self.number, self.n_states, self.rng.normal()], dtype=np.float32)
+
+    def step(self) -> tuple[Transition, bool]:
+        self.remaining -= 1
+        over = self.remaining == 0
+        transition = Transition(
+            observation=self.state,
+            action=self.rng.normal(size=ACTION_DIM).astype(np.float32),
+            reward=np.float32(self.rng.normal()),
+            next_observation=self.new_state(),
+            # Half of the episodes run into a time limit
+            termination=over and bool(self.rng.random() < 0.5),
+        )
+        self.episodes[-1].append(transition)
+        self.state = transition.next_observation
+        if over:
+            self.reset()
+        return transition, over
+
+
+class Recorder:
+    """
+    Environments whose transitions go both to a store and to plain lists.
+
+    :param n_rows: Rows of the store per environment
+    :param n_streams: Number of environments
+    :param seed: Seed of everything random
+    :param max_length: Longest possible episode
+    """
+
+    def __init__(self, n_rows: int, n_streams: int = 1, seed: int = 0, max_length: int = 30):
+        self.n_rows = n_rows
+        self.store = TrajectoryStore(n_rows * n_streams, n_streams, OBSERVATION_DIM, ACTION_DIM)
+        self.rng = np.random.default_rng(seed)
+        self.streams = [Stream(number, self.rng, max_length) for number in range(n_streams)]
+
+    def run(self, n_steps: int, interruption_probability: float = 0.0, *others: TrajectoryStore) -> None:
+        for _ in range(n_steps):
+            if self.rng.random() < interruption_probability:
+                self.interrupt(*others)
+            transitions, overs = zip(*(stream.step() for stream in self.streams), strict=True)
+            for store in (self.store, *others):
+                store.add(
+                    np.stack([t.observation for t in transitions]),
+                    np.stack([t.action for t in transitions]),
+                    np.stack([t.reward for t in transitions]),
+                    np.stack([t.next_observation for t in transitions]),
+                    np.array([t.termination for t in transitions]),
+                    np.array(overs),
+                )
+
+    def interrupt(self, *others: TrajectoryStore) -> None:
+        """Reset all environments from outside."""
+        for store in (self.store, *others):
+            store.end_episodes()
+        for stream in self.streams:
+            if stream.episodes[-1]:
+                stream.reset()
+
+    def held(self, stream: Stream) -> list[tuple[int, int]]:
+        """
+        Episode and position of each transition that the store must still hold, oldest first: as many of the newest as
+        fit, if each transition takes one row and each episode one more for its last state.
+        """
+        positions = [(e, i) for e, episode in enumerate(stream.episodes) for i in range(len(episode))]
+        kept: list[tuple[int, int]] = []
+        for position in reversed(positions):
+            n_episodes = len({e for e, _ in kept} | {position[0]})
+            if len(kept) + 1 + n_episodes > self.n_rows:
+                break
+            kept.insert(0, position)
+        return kept
+
+    def all_held(self) -> list[tuple[int, int, int]]:
+        return [(stream.number, *position) for stream in self.streams for position in self.held(stream)]
+
+    def locate(self, streams: np.ndarray, rows: np.ndarray) -> list[tuple[int, int, int]]:
+        """Stream, episode and position of the transitions that start in the given rows of the store."""
+        index = {
+            transition.observation.tobytes(): (stream.number, e, i)
+            for stream in self.streams
+            for e, episode in enumerate(stream.episodes)
+            for i, transition in enumerate(episode)
+        }
+        return [index[state.tobytes()] for state in self.store.observations[streams, rows]]
+
+    def check_windows(self, streams: np.ndarray, rows: np.ndarray, horizon: int) -> None:
+        windows = self.store.windows(streams, rows, horizon).map(lambda tensor: tensor.numpy())
+        assert windows.observations.shape == (len(rows), horizon + 1, OBSERVATION_DIM)
+        assert windows.actions.shape == (len(rows), horizon, ACTION_DIM)
+        assert windows.rewards.shape == windows.terminations.shape == windows.mask.shape == (len(rows), horizon)
+        for number, (stream, e, i) in enumerate(self.locate(streams, rows)):
+            real = self.streams[stream].episodes[e][i : i + horizon]
+            n_padded = horizon - len(real)
+            padded = real + [real[-1]] * n_padded
+            states = [real[0].observation, *(t.next_observation for t in padded)]
+            assert np.array_equal(windows.observations[number], np.stack(states))
+            assert np.array_equal(windows.actions[number], np.stack([t.action for t in padded]))
+            assert np.array_equal(windows.rewards[number], np.stack([t.reward for t in padded]))
+            assert windows.mask[number].tolist() == [True] * len(real) + [False] * n_padded
+            assert windows.terminations[number].tolist() == [t.termination for t in real] + [False] * n_padded
+
+    def check(self, horizon: int) -> None:
+        """Everything that the store holds, from each start, is what the lists hold."""
+        streams, rows = self.store.recent_starts(self.n_rows * len(self.streams))
+        assert len(self.store) == len(rows)
+        assert self.locate(streams, rows) == self.all_held()
+        self.check_windows(streams, rows, horizon)
+
+
+def saved(store: TrajectoryStore) -> bytes:
+    file = io.BytesIO()
+    store.save(file)
+    return file.getvalue()
+
+
+def contents(store: TrajectoryStore) -> list[np.ndarray]:
+    starts = store.recent_starts(store.n_rows * store.n_streams)
+    windows = store.windows(*starts, horizon=4)
+    return [*starts, windows.observations, windows.actions, windows.rewards, windows.terminations, windows.mask]
+
+
+def assert_same_contents(first: list[np.ndarray], second: list[np.ndarray]) -> None:
+    for one, other in zip(first, second, strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_store_holds_what_plain_lists_of_episodes_hold(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    recorder = Recorder(
+        n_rows=int(rng.integers(4, 60)),
+        n_streams=int(rng.integers(1, 5)),
+        seed=seed,
+        max_length=int(rng.choice([1, 2, 5, 30])),
+    )
+    horizon = int(rng.integers(1, 12))
+    for n_steps in rng.integers(1, 60, size=6):
+        recorder.run(int(n_steps), interruption_probability=rng.choice([0.0, 0.1]))
+        recorder.check(horizon)
+        starts = recorder.store.sample_starts(50, rng)
+        assert set(recorder.locate(*starts)) <= set(recorder.all_held())
+        recorder.check_windows(*starts, horizon)
+
+
+def test_store_is_right_after_each_single_step() -> None:
+    recorder = Recorder(n_rows=7, n_streams=2, max_length=4)
+    for _ in range(60):
+        recorder.run(1, interruption_probability=0.1)
+        recorder.check(horizon=5)
+
+
+def test_last_state_of_an_episode_is_the_terminal_one_and_not_that_of_the_reset() -> None:
+    store = TrajectoryStore(10, 1, 1, 1)
+    one, no = np.ones(1), np.zeros(1)
+    # Two episodes: states 0, 1, 2, then, after a reset, 10, 11
+    for state, following, over in ((0, 1, no), (1, 2, one), (10, 11, no)):
+        store.add(np.array([[state]]), np.array([[0]]), no, np.array([[following]]), over > 0, over > 0)
+    windows = store.windows(*store.recent_starts(10), horizon=3)
+    assert windows.observations[..., 0].tolist() == [[0, 1, 2, 2], [1, 2, 2, 2], [10, 11, 11, 11]]
+    assert windows.mask.tolist() == [[True, True, False], [True, False, False], [True, False, False]]
+    assert windows.terminations.tolist() == [[False, True, False], [True, False, False], [False, False, False]]
+
+
+def test_time_limit_ends_the_window_but_is_no_termination() -> None:
+    store = TrajectoryStore(10, 1, 1, 1)
+    no = np.zeros(1, dtype=bool)
+    for state, over in ((0, no), (1, ~no), (10, no), (11, no)):
+        store.add(np.array([[state]]), np.array([[0]]), np.zeros(1), np.array([[state + 1]]), no, over)
+    windows = store.windows(np.array([0]), np.array([0]), horizon=4)
+    assert windows.mask.tolist() == [[True, True, False, False]]
+    assert not windows.terminations.any()
+
+
+def test_external_reset_separates_windows() -> None:
+    recorder = Recorder(n_rows=50, max_length=1000)
+    recorder.run(5)
+    recorder.interrupt()
+    recorder.run(5)
+    recorder.check(horizon=8)
+    streams, rows = recorder.store.recent_starts(50)
+    assert recorder.store.windows(streams, rows, 8).mask.sum(1).tolist() == [5, 4, 3, 2, 1, 5, 4, 3, 2, 1]
+
+
+def test_external_reset_between_episodes_or_before_the_first_step_changes_nothing() -> None:
+    recorder = Recorder(n_rows=20, n_streams=3, max_length=1)
+    twin = TrajectoryStore(60, 3, OBSERVATION_DIM, ACTION_DIM)
+    for _ in range(2):
+        twin.end_episodes()
+    for _ in range(30):
+        recorder.run(1, 0.0, twin)
+        twin.end_episodes()
+        twin.end_episodes()
+    assert_same_contents(contents(recorder.store), contents(twin))
+    recorder.check(horizon=3)
+
+
+def test_draws_cover_all_transitions_evenly() -> None:
+    recorder = Recorder(n_rows=20, n_streams=3, max_length=6)
+    recorder.run(100, interruption_probability=0.05)
+    held = recorder.all_held()
+    drawn = recorder.locate(*recorder.store.sample_starts(400 * len(held), np.random.default_rng(0)))
+    counts = [drawn.count(position) for position in held]
+    assert sum(counts) == len(drawn)
+    # Each count is binomial with a mean of 400 and a deviation of 20
+    assert min(counts) > 300
+    assert max(counts) < 500
+
+
+@pytest.mark.parametrize("n_starts", [0, 1, 7])
+def test_number_of_draws_is_as_asked(n_starts: int) -> None:
+    recorder = Recorder(n_rows=20, n_streams=2, max_length=3)
+    recorder.run(3)
+    streams, rows = recorder.store.sample_starts(n_starts, np.random.default_rng(0))
+    assert streams.shape == rows.shape == (n_starts,)
+
+
+def test_draws_repeat_with_the_seed_and_leave_the_global_generator_alone() -> None:
+    recorder = Recorder(n_rows=20, n_streams=2)
+    recorder.run(50)
+    np.random.seed(0)
+    before = np.random.get_state()[1].copy()
+    first, again, other = (recorder.store.sample_starts(30, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert np.array_equal(np.random.get_state()[1], before)
+
+
+def test_recent_starts_are_the_newest_transitions_of_each_stream() -> None:
+    recorder = Recorder(n_rows=30, n_streams=2, max_length=1000)
+    for _ in range(10):
+        recorder.run(9)
+        for n_transitions in (1, 2, 8, 9, 40):
+            n_each = max(n_transitions // 2, 1)
+            expected = [(s.number, *position) for s in recorder.streams for position in recorder.held(s)[-n_each:]]
+            assert recorder.locate(*recorder.store.recent_starts(n_transitions)) == expected
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_recent_starts_never_reach_further_back_than_asked(seed: int) -> None:
+    recorder = Recorder(n_rows=40, n_streams=3, seed=seed, max_length=5)
+    for _ in range(10):
+        recorder.run(7, interruption_probability=0.1)
+        for n_transitions in (3, 12, 30):
+            located = recorder.locate(*recorder.store.recent_starts(n_transitions))
+            for stream in recorder.streams:
+                own = [position for number, *position in located if number == stream.number]
+                newest = [list(position) for position in recorder.held(stream)]
+                assert len(own) <= n_transitions // 3
+                assert own == newest[len(newest) - len(own) :]
+
+
+@pytest.mark.parametrize("n_rows", [12, 1000])
+def test_starts_since_an_earlier_position_are_the_transitions_added_since_then(n_rows: int) -> None:
+    recorder = Recorder(n_rows, n_streams=3, max_length=5)
+    marks = []
+    for _ in range(10):
+        marks.append((recorder.store.position.copy(), [sum(map(len, s.episodes)) for s in recorder.streams]))
+        recorder.run(7, interruption_probability=0.1)
+        for position, counts in marks:
+            expected = []
+            for stream, count in zip(recorder.streams, counts, strict=True):
+                n_new = sum(map(len, stream.episodes)) - count
+                expected += [(stream.number, *p) for p in recorder.held(stream)[-n_new:]]
+            assert recorder.locate(*recorder.store.starts_since(position)) == expected
+    assert len(recorder.store.starts_since(recorder.store.position)[0]) == 0
+
+
+def test_rewards_of_recent_episodes_are_split_at_their_ends() -> None:
+    recorder = Recorder(n_rows=40, n_streams=3, max_length=6)
+    for _ in range(10):
+        recorder.run(9, interruption_probability=0.1)
+        found = recorder.store.recent_episode_rewards(120)
+        expected = [
+            [recorder.streams[number].episodes[e][i].reward for *_, i in group]
+            for (number, e), group in itertools.groupby(recorder.all_held(), key=lambda position: position[:2])
+        ]
+        assert [rewards.tolist() for rewards in found] == [[float(r) for r in rewards] for rewards in expected]
+
+
+def test_clear_forgets_everything() -> None:
+    recorder = Recorder(n_rows=20, n_streams=2)
+    recorder.run(50)
+    recorder.store.clear()
+    assert len(recorder.store) == 0
+    fresh = Recorder(n_rows=20, n_streams=2, seed=1)
+    fresh.store = recorder.store
+    fresh.run(50)
+    fresh.check(horizon=4)
+
+
+def test_data_of_any_type_is_kept_in_single_precision() -> None:
+    store = TrajectoryStore(4, 1, 1, 1)
+    flag = np.zeros(1, dtype=bool)
+    store.add(np.array([[0.1]]), np.array([[3]]), np.array([0.1]), np.array([[7]]), flag, flag)
+    windows = store.windows(*store.recent_starts(4), horizon=1)
+    assert windows.observations.dtype == windows.actions.dtype == windows.rewards.dtype == th.float32
+    assert windows.terminations.dtype == windows.mask.dtype == th.bool
+    assert windows.observations[0, :, 0].tolist() == [np.float32(0.1), 7]
+
+
+def test_changing_a_window_does_not_change_the_store() -> None:
+    recorder = Recorder(n_rows=20)
+    recorder.run(10)
+    starts = recorder.store.recent_starts(20)
+    windows = recorder.store.windows(*starts, horizon=3)
+    for tensor in (windows.observations, windows.actions, windows.rewards, windows.terminations):
+        tensor.zero_()
+    recorder.check(horizon=3)
+
+
+# The source of training data
+
+
+def test_training_windows_are_drawn_from_the_store() -> None:
+    recorder = Recorder(n_rows=40, n_streams=2, max_length=6)
+    recorder.run(60)
+    source = WindowSource(recorder.store, 4, np.random.default_rng(0))
+    windows = source.segments(2000)
+    assert len(windows) == 2000
+    held = {recorder.streams[s].episodes[e][i].observation.tobytes() for s, e, i in recorder.all_held()}
+    assert {state.tobytes() for state in windows.observations[:, 0].numpy()} == held
+    assert windows.mask.shape == (2000, 4)
+
+
+def test_terminal_transitions_of_the_training_data_are_all_those_that_are_held() -> None:
+    recorder = Recorder(n_rows=40, n_streams=2, max_length=6)
+    recorder.run(60)
+    held = [recorder.streams[s].episodes[e][i] for s, e, i in recorder.all_held()]
+    terminal = {t.observation.tobytes(): t for t in held if t.termination}
+    source = WindowSource(recorder.store, 4, np.random.default_rng(0))
+    assert source.termination_rate == len(terminal) / len(held)
+    drawn = source.terminal_transitions(200)
+    assert drawn.terminations.all()
+    assert drawn.mask.shape == (200, 1)
+    assert {state.tobytes() for state in drawn.observations[:, 0].numpy()} == set(terminal)
+    for state, next_state in drawn.observations.numpy():
+        assert np.array_equal(terminal[state.tobytes()].next_observation, next_state)
+
+
+def test_overwritten_terminations_are_not_counted() -> None:
+    """The row of a termination that was overwritten by the last state of an episode holds no transition any more."""
+    store = TrajectoryStore(4, 1, 1, 1)
+    yes, no = np.ones(1, dtype=bool), np.zeros(1, dtype=bool)
+    for step in range(20):
+        # Episodes of one transition, of which only the first four end in a terminal state
+        termination = yes if step < 4 else no
+        store.add(np.array([[step]]), np.array([[0]]), np.zeros(1), np.array([[step]]), termination, yes)
+    assert WindowSource(store, 2, np.random.default_rng(0)).termination_rate == 0
+    assert len(store.terminal_starts()[0]) == 0
+
+
+# Files
+
+
+@pytest.mark.parametrize("n_steps", [0, 3, 200])
+def test_saved_and_loaded_store_is_the_same_and_goes_on_alike(n_steps: int) -> None:
+    recorder = Recorder(n_rows=30, n_streams=2, max_length=8)
+    recorder.run(n_steps, interruption_probability=0.05)
+    other = Recorder(n_rows=30, n_streams=2, seed=1)
+    other.run(70)
+    twin = other.store
+    twin.load(io.BytesIO(saved(recorder.store)))
+    assert len(twin) == len(recorder.store)
+    if n_steps:
+        assert_same_contents(contents(recorder.store), contents(twin))
+        draws = [store.sample_starts(20, np.random.default_rng(0)) for store in (recorder.store, twin)]
+        assert np.array_equal(*draws)
+    recorder.run(100, 0.05, twin)
+    assert_same_contents(contents(recorder.store), contents(twin))
+    recorder.check(horizon=4)
+
+
+def test_saved_file_holds_plain_arrays_only() -> None:
+    recorder = Recorder(n_rows=30, n_streams=2)
+    recorder.run(10)
+    with np.load(io.BytesIO(saved(recorder.store)), allow_pickle=False) as content:
+        assert all(content[name].dtype != object for name in content.files)
+
+
+def test_saved_file_is_no_larger_than_its_content() -> None:
+    recorder = Recorder(n_rows=100_000)
+    recorder.run(10)
+    assert len(saved(recorder.store)) < 10_000
+
+
+def altered(content: bytes, **changes: Callable[[np.ndarray], np.ndarray]) -> bytes:
+    """A valid file whose arrays of the given names were changed, or left out where nothing is returned."""
+    with np.load(io.BytesIO(content)) as arrays:
+        new = {name: changes.get(name, lambda array: array)(arrays[name]) for name in arrays.files}
+    file = io.BytesIO()
+    np.savez(file, **{name: array for name, array in new.items() if array is not None})
+    return file.getvalue()
+
+
+def as_npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def as_npz(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    recorder = Recorder(n_rows=30, n_streams=2, max_length=8)
+    recorder.run(100)
+    return recorder
+
+
+def assert_refused(recorder: Recorder, content: bytes, message: str | None = None) -> None:
+    before = contents(recorder.store)
+    with pytest.raises(ValueError, match=message):
+        recorder.store.load(io.BytesIO(content))
+    assert_same_contents(contents(recorder.store), before)
+    recorder.run(20)
+    recorder.check(horizon=4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.5, 0.9, 0.99, 0.999])
+def test_truncated_file_is_refused_and_the_content_kept(recorder: Recorder, share: float) -> None:
+    content = saved(recorder.store)
+    assert_refused(recorder, content[: int(share * len(content))])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"not an archive",
+        bytes(range(256)) * 10,
+        pickle.dumps({"observations": [1, 2, 3]}),
+        as_npy(np.zeros(3)),
+        as_npy(np.array([{}, None])),
+        as_npz(weights=np.zeros(3)),
+        as_npz(observations=np.array([{}, None])),
+    ],
+    ids=["text", "bytes", "pickle", "npy", "npy with objects", "npz", "npz with objects"],
+)
+def test_foreign_file_is_refused_and_the_content_kept(recorder: Recorder, content: bytes) -> None:
+    assert_refused(recorder, content)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((60, 3, OBSERVATION_DIM, ACTION_DIM), "environments"),
+        ((62, 2, OBSERVATION_DIM, ACTION_DIM), "world_model_buffer_size"),
+        ((60, 2, OBSERVATION_DIM + 1, ACTION_DIM), "observation dimensions"),
+        ((60, 2, OBSERVATION_DIM, ACTION_DIM + 1), "action dimensions"),
+    ],
+)
+def test_file_of_a_store_of_another_shape_is_refused_by_name(
+    recorder: Recorder, shape: tuple[int, int, int, int], message: str
+) -> None:
+    assert_refused(recorder, saved(TrajectoryStore(*shape)), message)
+
+
+def test_file_of_a_newer_format_is_refused(recorder: Recorder) -> None:
+    content = altered(saved(recorder.store), format_version=lambda version: version + 1)
+    assert_refused(recorder, content, "format")
+
+
+@pytest.mark.parametrize("name", [*ARRAYS, "position"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda array: None,
+        lambda array: array[..., :-1],
+        lambda array: array[:-1],
+        lambda array: array.reshape(-1)[0],
+        lambda array: np.repeat(array, 2, axis=-1),
+        lambda array: np.repeat(array, 20, axis=min(1, array.ndim - 1)),
+        lambda array: np.full(array.shape, "text"),
+    ],
+    ids=["missing", "short", "few", "scalar", "wide", "long", "text"],
+)
+def test_file_with_an_array_that_does_not_fit_is_refused_and_the_content_kept(
+    recorder: Recorder, name: str, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    assert_refused(recorder, altered(saved(recorder.store), **{name: change}))
+
+
+@pytest.mark.parametrize("name", ["n_rows", "format_version"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda array: None, lambda array: np.array([array] * 3), lambda array: np.array("a"), lambda array: 0.5 * array],
+    ids=["missing", "list", "text", "fraction"],
+)
+def test_file_with_a_number_that_does_not_fit_is_refused_and_the_content_kept(
+    recorder: Recorder, name: str, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    assert_refused(recorder, altered(saved(recorder.store), **{name: change}))
+
+
+def test_file_with_flipped_bits_is_refused_or_loads_what_was_saved() -> None:
+    recorder = Recorder(n_rows=8, max_length=4)
+    recorder.run(20)
+    content, before = saved(recorder.store), contents(recorder.store)
+    rng = np.random.default_rng(0)
+    for position in rng.choice(len(content), size=300, replace=False):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << rng.integers(8)
+        try:
+            recorder.store.load(io.BytesIO(damaged))
+        except ValueError:
+            pass
+        # Some bits of an archive, such as the time of writing, mean nothing
+        assert_same_contents(contents(recorder.store), before)
