@@ -366,6 +366,11 @@ def test_images_and_dicts_are_refused_at_construction(policy: str, space: spaces
         AGDPPO(policy, ToyEnv(space))
 
 
+def test_discrete_spaces_that_do_not_begin_with_zero_are_refused_at_construction() -> None:
+    with pytest.raises(ValueError, match=r"observation space.*begin with 0"):
+        AGDPPO("MlpPolicy", ToyEnv(spaces.Discrete(3, start=1)))
+
+
 def test_imagine_refuses_bad_observations() -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
     for observations in (np.zeros(3), np.zeros((2, 4)), np.full((2, 3), np.nan)):

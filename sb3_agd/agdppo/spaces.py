@@ -97,7 +97,7 @@ def make_codec(space: spaces.Space, name: str) -> SpaceCodec:
     :return: The codec of the space
     :raises ValueError: If the world model cannot represent the space
     """
-    if isinstance(space, spaces.Discrete):
+    if isinstance(space, spaces.Discrete) and space.start == 0:
         return OneHotCodec([int(space.n)], (1,), space.dtype)
     if isinstance(space, spaces.MultiDiscrete):
         return OneHotCodec([int(n) for n in space.nvec.reshape(-1)], space.shape, space.dtype)
@@ -109,6 +109,8 @@ def make_codec(space: spaces.Space, name: str) -> SpaceCodec:
         if not image and (len(space.shape) < 2 or np.prod(space.shape) <= MAX_FLATTENED_SIZE):
             return VectorCodec(space.shape, space.dtype, space.low, space.high)
         advice += " Turn images into feature vectors first, or use SB3's PPO with `CnnPolicy`."
+    elif isinstance(space, spaces.Discrete):
+        advice = "its values must begin with 0, as SB3's policies expect. Shift them with a wrapper."
     elif isinstance(space, spaces.Dict):
         advice += " Flatten the dictionary with `gymnasium.wrappers.FlattenObservation`, or use SB3's PPO."
     raise ValueError(f"The {name} space {space} is not supported: {advice}")

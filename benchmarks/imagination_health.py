@@ -1,11 +1,12 @@
 """
-Whether the critic stays within the returns that were really earned::
+Whether imagination stays true to what was really experienced::
 
-    python -m benchmarks.value_bound --env Hopper-v5 --steps 60000
+    python -m benchmarks.imagination_health --env Hopper-v5 --steps 60000
 
-Values learned on imagined states can run away. At the end of each rollout, this compares the largest magnitude of
-the critic's values on recent real states and on the imagined rows with that of the discounted returns of all real
-rewards so far.
+Two things can go wrong unseen. Values learned on imagined states can run away: after each rollout, the largest magnitude of
+the critic's values on the real and the imagined states is compared with that of the discounted returns of all real
+rewards so far. And imagined episodes can end too seldom: before the world model is trained on a rollout, the rate of
+terminations that it imagines there, given the true actions, is compared with the real one.
 """
 
 import argparse
@@ -20,10 +21,12 @@ from benchmarks.settings import algorithm_arguments, load_settings, make_environ
 from sb3_agd import AGDPPO, AugmentedRolloutBuffer
 from sb3_agd.agdppo.imagination import discounted_returns
 
+TERMINATION_RATES = ("imagined_termination_rate", "real_termination_rate")
 
-class ValueMonitor(BaseCallback):
+
+class Monitor(BaseCallback):
     """
-    Note the largest values and returns after each rollout.
+    Note the figures of each rollout.
 
     :param every: Print a line after this many rollouts
     """
@@ -47,11 +50,11 @@ class ValueMonitor(BaseCallback):
         if buffer.imagined is not None:
             values.append(buffer.imagined.old_values.abs().max().item())
         row = {"timesteps": self.num_timesteps, "largest_value": float(max(values)), "largest_return": float(max(returns))}
+        logged = self.logger.name_to_value
+        row |= {name: float(logged[f"agd/{name}"]) for name in TERMINATION_RATES if f"agd/{name}" in logged}
         self.rows.append(row)
         if len(self.rows) % self.every == 0:
-            print(
-                " ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
-            )
+            print("  ".join(f"{name} {value:.5g}" for name, value in row.items()))
 
 
 def main() -> None:
@@ -65,13 +68,19 @@ def main() -> None:
     th.set_num_threads(1)
     settings = load_settings("agdppo", arguments.env)
     env = make_environment(arguments.env, settings, arguments.seed, training=True)
-    monitor = ValueMonitor()
+    monitor = Monitor()
     AGDPPO(env=env, seed=arguments.seed, device="cpu", **algorithm_arguments(settings)).learn(arguments.steps, monitor)
-    ratios = [row["largest_value"] / row["largest_return"] for row in monitor.rows]
-    print(f"largest |V| / largest real discounted return: {max(ratios):.2f} over {len(ratios)} rollouts")
+    summary = {
+        "env": arguments.env,
+        "steps": arguments.steps,
+        "seed": arguments.seed,
+        "largest_value_to_return": max(row["largest_value"] / row["largest_return"] for row in monitor.rows),
+    }
+    tested = [row for row in monitor.rows if set(TERMINATION_RATES) <= row.keys()]
+    summary |= {name: float(np.mean([row[name] for row in tested])) for name in TERMINATION_RATES}
+    print(json.dumps(summary, indent=1))
     if arguments.output is not None:
-        summary = {"env": arguments.env, "steps": arguments.steps, "seed": arguments.seed, "largest_ratio": max(ratios)}
-        arguments.output.write_text(json.dumps({**summary, "rollouts": monitor.rows[:: monitor.every]}, indent=1))
+        arguments.output.write_text(json.dumps({**summary, "rollouts": monitor.rows[:: monitor.every]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
