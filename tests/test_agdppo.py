@@ -26,7 +26,7 @@ from sb3_agd import (
     RewardGuide,
     SigmoidAdvantageGuide,
 )
-from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy
+from sb3_agd.agdppo.policy import FixedNoisePolicy
 from sb3_agd.world_model import Critic, Segments
 
 SPACES: list[spaces.Space] = [
@@ -173,7 +173,7 @@ def test_discrete_imagined_actions_follow_the_probabilities_of_the_policy() -> N
 def test_the_critic_sees_imagined_states_and_rewards_as_it_sees_real_ones() -> None:
     env = VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0))
     model = AGDPPO("MlpPolicy", env, **SMALL).learn(128)
-    agent = Agent(model, model.imagination.observation_codec, model.imagination.action_codec)
+    agent = model.imagination.agent
     raw = np.array([[1.0, 0.0, 2.0], [0.3, -0.8, -7.0]], dtype=np.float32)
     with th.no_grad():
         expected = model.policy.predict_values(th.as_tensor(env.normalize_obs(raw))).flatten()
@@ -278,6 +278,16 @@ def test_loads_without_an_environment(tmp_path: Path) -> None:
     model.save(tmp_path / "model")
     loaded = AGDPPO.load(tmp_path / "model", device="cpu")
     assert loaded.imagine(np.zeros((2, 3))).rewards.shape == (2, SMALL["horizon"])
+
+
+def test_a_model_loaded_without_environment_imagines_with_the_normalisation_it_was_trained_with(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", VecNormalize(make_vec_env("Pendulum-v1", 2)), **SMALL).learn(128)
+    model.save(tmp_path / "model")
+    starts = np.array([[1.0, 0.0, 2.0]])
+    expected = model.imagine(starts, guidance="eag", seed=1)
+    segments = AGDPPO.load(tmp_path / "model", device="cpu").imagine(starts, guidance="eag", seed=1)
+    assert np.array_equal(segments.observations, expected.observations)
+    assert np.array_equal(segments.actions, expected.actions)
 
 
 def test_transitions_are_saved_and_loaded(tmp_path: Path) -> None:

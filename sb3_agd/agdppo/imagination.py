@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
@@ -55,13 +56,16 @@ class ImaginationState:
     :param advantage_std: Running standard deviation of the one-step advantage on real data, in the critic's units
     :param critic_trust: Explained variance of the critic on the newest rollout, at least 0: a factor of the guidance
     :param value_range: Lowest and highest value that imagined rows may have, in the critic's units
+    :param vec_normalize: Normalisation that the agent was trained with; a model loaded without environment needs its
+        statistics to imagine (it is pickled without the environment that it wraps)
     """
 
     rng: np.random.Generator
     fitted: bool = False
     advantage_std: float | None = None
     critic_trust: float = 0.0
-    value_range: tuple[float, float] = field(default=(-math.inf, math.inf))
+    value_range: tuple[float, float] = (-math.inf, math.inf)
+    vec_normalize: VecNormalize | None = None
 
 
 class Imagination:
@@ -130,8 +134,12 @@ class Imagination:
 
     @property
     def agent(self) -> Agent:
-        """The agent in its present environment."""
-        return Agent(self.model, self.observation_codec, self.action_codec)
+        """The agent in its present environment, or, without one, as it was trained."""
+        env = self.state.vec_normalize if self.model.env is None else self.model.get_vec_normalize_env()
+        if env is not None and env.observation_space.shape != self.model.observation_space.shape:
+            # Another wrapper (frame stacking, say) comes after the normalisation: what it puts out is what can be recorded
+            env = None
+        return Agent(self.model, self.observation_codec, self.action_codec, env)
 
     # Recording
 
@@ -141,7 +149,7 @@ class Imagination:
 
         :raises ValueError: If an observation is not finite
         """
-        env = self.agent.vec_normalize
+        env = self.state.vec_normalize = self.agent.vec_normalize
         observations = self.model._last_obs if env is None else env.get_original_obs()
         assert isinstance(observations, np.ndarray)
         self._current = self._checked(self.observation_codec.encode(observations), "observation")

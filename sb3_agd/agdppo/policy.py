@@ -13,6 +13,7 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_agd.agdppo.spaces import SpaceCodec
 
@@ -28,17 +29,19 @@ class Agent:
     :param model: The algorithm
     :param observation_codec: Codec of its observation space
     :param action_codec: Codec of its action space
+    :param vec_normalize: Normalisation between environment and agent, if there is one
     """
 
-    def __init__(self, model: OnPolicyAlgorithm, observation_codec: SpaceCodec, action_codec: SpaceCodec):
+    def __init__(
+        self,
+        model: OnPolicyAlgorithm,
+        observation_codec: SpaceCodec,
+        action_codec: SpaceCodec,
+        vec_normalize: VecNormalize | None,
+    ):
         self.model = model
         self.observation_codec = observation_codec
         self.action_codec = action_codec
-        vec_normalize = model.get_vec_normalize_env()
-        if vec_normalize is not None and vec_normalize.observation_space.shape != model.observation_space.shape:
-            # Another wrapper (frame stacking, say) comes after the normalisation: what it puts out is what we can
-            # record
-            vec_normalize = None
         self.vec_normalize = vec_normalize
 
     def policy_observations(self, vectors: th.Tensor) -> th.Tensor:
