@@ -39,6 +39,16 @@ class Monitor(BaseCallback):
     def _on_step(self) -> bool:
         return True
 
+    def _largest_value(self, observations: np.ndarray | th.Tensor) -> float:
+        """
+        :param observations: As the policy sees them, shape (..., observation_dim)
+        :return: Largest magnitude of the critic's own values there, before any bound
+        """
+        assert isinstance(self.model, AGDPPO)
+        rows = th.as_tensor(observations).reshape(-1, observations.shape[-1])
+        with th.no_grad():
+            return self.model.policy.predict_values(rows).abs().max().item()
+
     def _on_rollout_end(self) -> None:
         assert isinstance(self.model, AGDPPO) and isinstance(self.model.rollout_buffer, AugmentedRolloutBuffer)
         store, agent, buffer = self.model.replay_buffer, self.model.imagination.agent, self.model.rollout_buffer
@@ -46,10 +56,13 @@ class Monitor(BaseCallback):
             np.abs(discounted_returns(agent.rewards(th.from_numpy(rewards)).numpy(), self.model.gamma)).max()
             for rewards in store.recent_episode_rewards(store.n_rows)
         ]
-        values = [np.abs(buffer.values).max()]
+        row = {
+            "timesteps": self.num_timesteps,
+            "largest_return": float(max(returns)),
+            "largest_real_value": self._largest_value(buffer.observations),
+        }
         if buffer.imagined is not None:
-            values.append(buffer.imagined.old_values.abs().max().item())
-        row = {"timesteps": self.num_timesteps, "largest_value": float(max(values)), "largest_return": float(max(returns))}
+            row["largest_imagined_value"] = self._largest_value(buffer.imagined.observations)
         logged = self.logger.name_to_value
         row |= {name: float(logged[f"agd/{name}"]) for name in TERMINATION_RATES if f"agd/{name}" in logged}
         self.rows.append(row)
@@ -74,7 +87,10 @@ def main() -> None:
         "env": arguments.env,
         "steps": arguments.steps,
         "seed": arguments.seed,
-        "largest_value_to_return": max(row["largest_value"] / row["largest_return"] for row in monitor.rows),
+        "largest_value_to_return": max(
+            max(row["largest_real_value"], row.get("largest_imagined_value", 0.0)) / row["largest_return"]
+            for row in monitor.rows
+        ),
     }
     tested = [row for row in monitor.rows if set(TERMINATION_RATES) <= row.keys()]
     summary |= {name: float(np.mean([row[name] for row in tested])) for name in TERMINATION_RATES}

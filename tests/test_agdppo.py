@@ -11,6 +11,7 @@ from environments import SMALL, ToyEnv
 from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -446,6 +447,20 @@ def test_values_of_imagined_rows_stay_within_the_margin_of_real_returns() -> Non
     largest = sum(0.99**step for step in range(10))
     assert imagined.returns.max() <= 1.25 * largest
     assert imagined.advantages.abs().max() <= 10 * largest
+
+
+def test_values_of_real_rows_stay_within_the_margin_of_real_returns_too() -> None:
+    class Bias(BaseCallback):
+        def _on_step(self) -> bool:
+            with th.no_grad():
+                model.policy.value_net.bias.fill_(1e4)
+            return True
+
+    model = AGDPPO("MlpPolicy", ToyEnv(episode_length=10, terminates=True), **SMALL)
+    model.learn(64, Bias())
+    largest = sum(0.99**step for step in range(10))
+    assert model.rollout_buffer.values.max() <= 1.25 * largest
+    assert model.rollout_buffer.returns.max() <= 2 * 1.25 * largest
 
 
 def test_the_bound_on_values_does_not_depend_on_the_critic() -> None:

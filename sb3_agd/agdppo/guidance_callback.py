@@ -229,6 +229,7 @@ class GuidanceCallback(BaseCallback):
         if ratio > 0 and len(imagination.store) >= self.world_model_warmup:
             self._fit(imagination, progress_remaining)
         if ratio > 0 and imagination.state.fitted:
+            imagination.bound_values(buffer, self.locals["values"], self.locals["dones"])
             with self._timed("imagine"):
                 imagination.augment(buffer, self.guide, self.guidance_scale(progress_remaining), ratio)
         self._log(imagination, buffer)

@@ -250,6 +250,20 @@ class Imagination:
         margin = VALUE_MARGIN * (high - low)
         return low - margin, high + margin
 
+    def bound_values(self, buffer: AugmentedRolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
+        """
+        Estimate the advantages and returns of the real rows anew, with values within the credible range. The first
+        states of a new behaviour lie far from all that the critic was trained on, and its values there can be far from
+        any return: they must not become targets either.
+
+        :param buffer: The algorithm's rollout buffer, not yet flattened
+        :param last_values: Values of the states after the last step
+        :param dones: Whether the last step ended an episode
+        """
+        low, high = self.state.value_range
+        np.clip(buffer.values, low, high, out=buffer.values)
+        buffer.compute_returns_and_advantage(last_values.clamp(low, high), dones)
+
     def test(self) -> dict[str, th.Tensor]:
         """
         Test the world model on windows of the newest rollout, which it was not trained on yet.
