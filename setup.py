@@ -5,6 +5,17 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 root = Path(__file__).parent
+# What options of the RL-Zoo commands need besides: TensorBoard, rendering, plots
+zoo = [
+    "tensorboard",
+    "gymnasium[classic-control,mujoco]",
+    "matplotlib",
+    # What `rl_zoo3[plots]` asks for. rliable does not work with pandas 3, nor with Python 3.10
+    "seaborn",
+    "scipy>=1.10",
+    "pandas>=2.2,<3",
+    "rliable>=1.2,<1.3; python_version >= '3.11'",
+]
 
 setup(
     name="sb3_agd",
@@ -13,8 +24,11 @@ setup(
     long_description=(root / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=find_packages(include=["sb3_agd", "sb3_agd.*"]),
-    package_data={"sb3_agd": ["py.typed", "version.txt"]},
+    # The settings lie at the root of the repository, where RL-Zoo users look for them, and in the package once installed
+    packages=[*find_packages(include=["sb3_agd", "sb3_agd.*"]), "sb3_agd.hyperparams"],
+    package_dir={"sb3_agd.hyperparams": "hyperparams"},
+    package_data={"sb3_agd": ["py.typed", "version.txt"], "sb3_agd.hyperparams": ["*.yml"]},
+    entry_points={"console_scripts": ["sb3-agd=sb3_agd.zoo.cli:main"]},
     python_requires=">=3.10",
     install_requires=[
         "stable_baselines3>=2.9,<3.0",
@@ -23,11 +37,17 @@ setup(
         "numpy>=1.26",
         "tqdm",
         "rich",
+        "rl_zoo3>=2.9,<3.0",
+        # rl_zoo3 imports it without saying so
+        "requests",
+        "pyyaml",
     ],
     extras_require={
         "mujoco": ["gymnasium[mujoco]"],
-        "benchmarks": ["gymnasium[mujoco]", "sb3_contrib>=2.9,<3.0", "matplotlib", "pandas", "pyyaml"],
-        "tests": ["pytest", "pytest-cov", "mypy", "ruff", "sb3_contrib>=2.9,<3.0", "tensorboard", "types-PyYAML"],
+        "zoo": zoo,
+        "wandb": ["wandb", "tensorboard"],
+        "benchmarks": ["gymnasium[mujoco]", "sb3_contrib>=2.9,<3.0", "matplotlib", "pandas"],
+        "tests": [*zoo, "pytest", "pytest-cov", "mypy", "ruff", "sb3_contrib>=2.9,<3.0", "types-PyYAML"],
     },
     classifiers=[
         "License :: OSI Approved :: MIT License",

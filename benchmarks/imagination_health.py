@@ -3,10 +3,10 @@ Whether imagination stays true to what was really experienced::
 
     python -m benchmarks.imagination_health --env Hopper-v5 --steps 60000
 
-Two things can go wrong unseen. Values learned on imagined states can run away: after each rollout, the largest magnitude of
-the critic's values on the real and the imagined states is compared with that of the discounted returns of all real
-rewards so far. And imagined episodes can end too seldom: before the world model is trained on a rollout, the rate of
-terminations that it imagines there, given the true actions, is compared with the real one.
+Two things can go wrong unseen. Values learned on imagined states can run away: after each rollout, the largest
+magnitude of the critic's values on the real and the imagined states is compared with that of the discounted returns
+of all real rewards so far. And imagined episodes can end too seldom: before the world model is trained on a rollout,
+the rate of terminations that it imagines there, given the true actions, is compared with the real one.
 """
 
 import argparse

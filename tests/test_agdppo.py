@@ -286,7 +286,9 @@ def test_a_model_loaded_without_environment_imagines_with_the_normalisation_it_w
     model.save(tmp_path / "model")
     starts = np.array([[1.0, 0.0, 2.0]])
     expected = model.imagine(starts, guidance="eag", seed=1)
-    segments = AGDPPO.load(tmp_path / "model", device="cpu").imagine(starts, guidance="eag", seed=1)
+    loaded = AGDPPO.load(tmp_path / "model", device="cpu")
+    loaded.save(tmp_path / "again")
+    segments = AGDPPO.load(tmp_path / "again", device="cpu").imagine(starts, guidance="eag", seed=1)
     assert np.array_equal(segments.observations, expected.observations)
     assert np.array_equal(segments.actions, expected.actions)
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy
+from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy, Normalization
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.spaces import SpaceCodec, make_codec
 from sb3_agd.agdppo.trajectory_store import TrajectoryStore, WindowSource
@@ -56,8 +56,7 @@ class ImaginationState:
     :param advantage_std: Running standard deviation of the one-step advantage on real data, in the critic's units
     :param critic_trust: Explained variance of the critic on the newest rollout, at least 0: a factor of the guidance
     :param value_range: Lowest and highest value that imagined rows may have, in the critic's units
-    :param vec_normalize: Normalisation that the agent was trained with; a model loaded without environment needs its
-        statistics to imagine (it is pickled without the environment that it wraps)
+    :param normalization: Normalisation that the agent was trained with: a model loaded without environment needs it
     """
 
     rng: np.random.Generator
@@ -65,7 +64,7 @@ class ImaginationState:
     advantage_std: float | None = None
     critic_trust: float = 0.0
     value_range: tuple[float, float] = (-math.inf, math.inf)
-    vec_normalize: VecNormalize | None = None
+    normalization: Normalization | None = None
 
 
 class Imagination:
@@ -135,11 +134,20 @@ class Imagination:
     @property
     def agent(self) -> Agent:
         """The agent in its present environment, or, without one, as it was trained."""
-        env = self.state.vec_normalize if self.model.env is None else self.model.get_vec_normalize_env()
+        normalization = self.state.normalization
+        if self.model.env is not None:
+            env = self._vec_normalize
+            normalization = None if env is None else Normalization.of(env)
+        return Agent(self.model, self.observation_codec, self.action_codec, normalization)
+
+    @property
+    def _vec_normalize(self) -> VecNormalize | None:
+        """The normalising wrapper, if what it puts out is what the policy sees."""
+        env = self.model.get_vec_normalize_env()
         if env is not None and env.observation_space.shape != self.model.observation_space.shape:
-            # Another wrapper (frame stacking, say) comes after the normalisation: what it puts out is what can be recorded
-            env = None
-        return Agent(self.model, self.observation_codec, self.action_codec, env)
+            # Another wrapper (frame stacking, say) comes after it: what that one puts out counts as raw
+            return None
+        return env
 
     # Recording
 
@@ -149,7 +157,8 @@ class Imagination:
 
         :raises ValueError: If an observation is not finite
         """
-        env = self.state.vec_normalize = self.agent.vec_normalize
+        env = self._vec_normalize
+        self.state.normalization = None if env is None else Normalization.of(env)
         observations = self.model._last_obs if env is None else env.get_original_obs()
         assert isinstance(observations, np.ndarray)
         self._current = self._checked(self.observation_codec.encode(observations), "observation")
@@ -164,7 +173,7 @@ class Imagination:
         :raises ValueError: If an observation, action or reward is not finite
         """
         dones, infos = local_variables["dones"], local_variables["infos"]
-        env = self.agent.vec_normalize
+        env = self._vec_normalize
         if env is None:
             observations, rewards = local_variables["new_obs"], local_variables["rewards"]
         else:

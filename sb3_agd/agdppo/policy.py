@@ -1,5 +1,9 @@
 """The agent as the world model sees it: its policy with fixed noise, and its critic on raw observations."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -21,6 +25,37 @@ from sb3_agd.agdppo.spaces import SpaceCodec
 TINY = 1e-20
 
 
+@dataclass(frozen=True)
+class Normalization:
+    """
+    What VecNormalize does to observations and rewards, without the environments, so that it can be saved. The
+    statistics are VecNormalize's own objects and change with them.
+
+    :param observations: Statistics of the observations, ``None`` if they are not normalised
+    :param returns: Statistics of the discounted returns, ``None`` if rewards are not normalised
+    :param clip_obs: Largest magnitude of normalised observations
+    :param clip_reward: Largest magnitude of normalised rewards
+    :param epsilon: Added to variances
+    """
+
+    observations: RunningMeanStd | None
+    returns: RunningMeanStd | None
+    clip_obs: float
+    clip_reward: float
+    epsilon: float
+
+    @classmethod
+    def of(cls, env: VecNormalize) -> Normalization:
+        """
+        :param env: The wrapper
+        :return: Its normalisation
+        """
+        # A dictionary of statistics belongs to Dict observations, which have no agent here
+        observations = env.obs_rms if env.norm_obs and isinstance(env.obs_rms, RunningMeanStd) else None
+        returns = env.ret_rms if env.norm_reward else None
+        return cls(observations, returns, env.clip_obs, env.clip_reward, env.epsilon)
+
+
 class Agent:
     """
     The actor and the critic of an SB3 on-policy algorithm as functions of the world model's observation vectors.
@@ -29,7 +64,7 @@ class Agent:
     :param model: The algorithm
     :param observation_codec: Codec of its observation space
     :param action_codec: Codec of its action space
-    :param vec_normalize: Normalisation between environment and agent, if there is one
+    :param normalization: Normalisation between environment and agent, if there is one
     """
 
     def __init__(
@@ -37,12 +72,12 @@ class Agent:
         model: OnPolicyAlgorithm,
         observation_codec: SpaceCodec,
         action_codec: SpaceCodec,
-        vec_normalize: VecNormalize | None,
+        normalization: Normalization | None,
     ):
         self.model = model
         self.observation_codec = observation_codec
         self.action_codec = action_codec
-        self.vec_normalize = vec_normalize
+        self.normalization = normalization
 
     def policy_observations(self, vectors: th.Tensor) -> th.Tensor:
         """
@@ -59,12 +94,11 @@ class Agent:
         :param observations: Shape (N, size)
         :return: Shape (N, *observation_shape)
         """
-        env = self.vec_normalize
-        if env is not None and env.norm_obs:
-            assert isinstance(env.obs_rms, RunningMeanStd)
-            shift = th.as_tensor(env.obs_rms.mean.reshape(-1), device=observations.device)
-            scale = th.as_tensor(np.sqrt(env.obs_rms.var + env.epsilon).reshape(-1), device=observations.device)
-            observations = th.clamp((observations - shift) / scale, -env.clip_obs, env.clip_obs).float()
+        ours = self.normalization
+        if ours is not None and ours.observations is not None:
+            shift = th.as_tensor(ours.observations.mean.reshape(-1), device=observations.device)
+            scale = th.as_tensor(np.sqrt(ours.observations.var + ours.epsilon).reshape(-1), device=observations.device)
+            observations = th.clamp((observations - shift) / scale, -ours.clip_obs, ours.clip_obs).float()
         return observations.reshape(-1, *self.observation_codec.shape)
 
     def rewards(self, rewards: th.Tensor) -> th.Tensor:
@@ -74,11 +108,11 @@ class Agent:
         :param rewards: In raw units, any shape
         :return: Rewards in the critic's units, same shape
         """
-        env = self.vec_normalize
-        if env is None or not env.norm_reward:
+        ours = self.normalization
+        if ours is None or ours.returns is None:
             return rewards
-        scale = float(np.sqrt(env.ret_rms.var + env.epsilon))
-        return th.clamp(rewards / scale, -env.clip_reward, env.clip_reward)
+        scale = float(np.sqrt(ours.returns.var + ours.epsilon))
+        return th.clamp(rewards / scale, -ours.clip_reward, ours.clip_reward)
 
     def values(self, vectors: th.Tensor) -> th.Tensor:
         """

@@ -47,8 +47,9 @@ class TrajectoryStore:
         self.actions = np.zeros((*shape, self.action_dim), dtype=np.float32)
         self.rewards = np.zeros(shape, dtype=np.float32)
         self.terminations = np.zeros(shape, dtype=bool)
-        # False for rows that only hold the state after the last transition of an episode, or of the stream as it is now. Such
-        # a row stands behind every end, also where the newest rows meet the oldest in the ring, so no window runs across one
+        # False for rows that only hold the state after the last transition of an episode, or of the stream as it is
+        # now. Such a row stands behind every end, also where the newest rows meet the oldest in the ring, so no
+        # window runs across one
         self.is_transition = np.zeros(shape, dtype=bool)
         self.position = np.zeros(self.n_streams, dtype=np.int64)
 

@@ -379,8 +379,8 @@ class DiffusionWorldModel(nn.Module):
         :param generator: Source of the noise
         :return: ``states`` and ``nothing_changes``: root mean squared error after each step of the imagined states
             and of the start state kept, in standard deviations of the observations, each of shape (H,); ``rewards``:
-            the same for rewards; ``imagined_terminations`` and ``real_terminations``: rates per transition, scalars. NaN
-            where the segments hold nothing to compare
+            the same for rewards; ``imagined_terminations`` and ``real_terminations``: rates per transition, scalars.
+            NaN where the segments hold nothing to compare
         """
         segments = self._on_device(segments)
         imagined = self.imagine(segments.observations[:, 0], lambda _: segments.actions, generator=generator)

@@ -1,0 +1,3 @@
+from sb3_agd.zoo.registration import register
+
+__all__ = ["register"]
