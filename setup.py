@@ -5,17 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 root = Path(__file__).parent
-# What options of the RL-Zoo commands need besides: TensorBoard, rendering, plots
-zoo = [
-    "tensorboard",
-    "gymnasium[classic-control,mujoco]",
-    "matplotlib",
-    # What `rl_zoo3[plots]` asks for. rliable does not work with pandas 3, nor with Python 3.10
-    "seaborn",
-    "scipy>=1.10",
-    "pandas>=2.2,<3",
-    "rliable>=1.2,<1.3; python_version >= '3.11'",
-]
+# What options of the RL-Zoo commands need besides: TensorBoard, plots, rendering
+zoo = ["tensorboard", "rl_zoo3[plots]", "matplotlib", "gymnasium[classic-control,mujoco]"]
 
 setup(
     name="sb3_agd",
