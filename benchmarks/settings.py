@@ -5,6 +5,7 @@ from typing import Any
 
 import torch.nn as nn
 import yaml
+from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -28,7 +29,7 @@ def load_settings(algorithm: str, env_id: str) -> dict[str, Any]:
     if "policy_kwargs" in chosen:
         # RL-Zoo's way of naming classes in a settings file
         chosen["policy_kwargs"] = eval(chosen["policy_kwargs"], {"nn": nn, "dict": dict})
-    return chosen
+    return ExperimentManager._preprocess_schedules(chosen)
 
 
 def algorithm_arguments(settings: dict[str, Any]) -> dict[str, Any]:
@@ -51,4 +52,4 @@ def make_environment(env_id: str, settings: dict[str, Any], seed: int, training:
     env = make_vec_env(env_id, n_envs=settings["n_envs"] if training else 1, seed=seed)
     if not settings.get("normalize", False):
         return env
-    return VecNormalize(env, gamma=settings["gamma"], training=training, norm_reward=training)
+    return VecNormalize(env, gamma=settings.get("gamma", 0.99), training=training, norm_reward=training)

@@ -45,6 +45,6 @@ def sample_agdppo_params(trial: optuna.Trial, n_actions: int, n_envs: int, addit
             "synthetic_ratio": trial.suggest_categorical("synthetic_ratio", [1, 2, 4, 8, 16]),
             "n_denoising_steps": trial.suggest_int("n_denoising_steps", 2, 8),
             "world_model_gradient_steps": trial.suggest_categorical("world_model_gradient_steps", [25, 50, 100, 200]),
-            "world_model_learning_rate": trial.suggest_float("world_model_learning_rate", 1e-4, 3e-3, log=True),
+            "world_model_learning_rate": trial.suggest_float("world_model_learning_rate", 3e-4, 1e-2, log=True),
         }
     )
