@@ -194,7 +194,8 @@ class AGDPPO(PPO):
         guidance_callback = self._make_guidance_callback()
         if self.rollout_buffer_class is None or not issubclass(self.rollout_buffer_class, AugmentedRolloutBuffer):
             raise ValueError(
-                f"`rollout_buffer_class` must be a subclass of AugmentedRolloutBuffer, not {self.rollout_buffer_class}"
+                f"`rollout_buffer_class` must be a subclass of AugmentedRolloutBuffer, not {self.rollout_buffer_class}. "
+                "To start from a file of PPO, call `set_parameters(file, exact_match=False)` on a new model"
             )
         super()._setup_model()
         self.imagination: Imagination = guidance_callback.build(self, self._imagination_state)
