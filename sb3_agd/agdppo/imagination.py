@@ -91,11 +91,8 @@ class Imagination:
         self.world_model = DiffusionWorldModel(
             self.observation_codec.size,
             self.action_codec.size,
-            **{
-                "seed": model.seed,
-                **world_model_kwargs,
-                "termination_fn": self._in_raw_units(world_model_kwargs.get("termination_fn")),
-            },
+            seed=model.seed,
+            **{**world_model_kwargs, "termination_fn": self._in_raw_units(world_model_kwargs.get("termination_fn"))},
         ).to(model.device)
         self.store = TrajectoryStore(capacity, model.n_envs, self.observation_codec.size, self.action_codec.size)
         # Observation vectors that the environments are in, and where the newest rollout begins in the store
@@ -107,8 +104,8 @@ class Imagination:
         :param termination_fn: The user's rule, on raw observations and actions
         :return: The same rule on vectors of the world model
         """
-        if termination_fn is None or not callable(termination_fn):
-            return termination_fn
+        if termination_fn is None:
+            return None
 
         def decode(codec: SpaceCodec, vectors: np.ndarray) -> np.ndarray:
             return codec.decode(th.from_numpy(vectors)).numpy().astype(codec.dtype)
