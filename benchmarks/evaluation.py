@@ -1,0 +1,70 @@
+"""Evaluation during training, for all benchmarks alike."""
+
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
+
+# Evaluation episodes must differ from those of training
+EVALUATION_SEED_OFFSET = 10_000
+COLUMNS = ("timesteps", "return_mean", "return_std", "wall_seconds")
+
+
+class TimedEvaluation(BaseCallback):
+    """
+    Evaluate the deterministic policy on the way, in an environment of its own, and write a line of a CSV file each time.
+
+    :param env_id: Name of the task
+    :param seed: Seed of the training
+    :param eval_freq: Environment steps between evaluations
+    :param eval_episodes: Number of episodes of an evaluation
+    :param file: The CSV file, which is overwritten. Its columns: ``timesteps``; mean and standard deviation of the
+        returns over the episodes; seconds of training until then, without those of the evaluations
+    """
+
+    def __init__(self, env_id: str, seed: int, eval_freq: int, eval_episodes: int, file: str | Path):
+        super().__init__()
+        self.eval_env: VecEnv = make_vec_env(env_id, n_envs=1, seed=seed + EVALUATION_SEED_OFFSET)
+        self.eval_freq = eval_freq
+        self.eval_episodes = eval_episodes
+        self.file = Path(file)
+        self._n_evaluations = 0
+        self._evaluation_seconds = 0.0
+
+    def _init_callback(self) -> None:
+        if self.model.get_vec_normalize_env() is not None:
+            self.eval_env = VecNormalize(self.eval_env, training=False, norm_reward=False)
+        self._write(COLUMNS, mode="w")
+
+    def _on_training_start(self) -> None:
+        self._start = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps // self.eval_freq > self._n_evaluations:
+            self._evaluate()
+        return True
+
+    def _evaluate(self) -> None:
+        """Evaluate the present policy and write the line."""
+        before = time.perf_counter()
+        sync_envs_normalization(self.training_env, self.eval_env)
+        returns, _ = evaluate_policy(self.model, self.eval_env, self.eval_episodes, return_episode_rewards=True)
+        training_seconds = before - self._start - self._evaluation_seconds
+        self._write([self.num_timesteps, *np.round([np.mean(returns), np.std(returns), training_seconds], 3)], mode="a")
+        self._n_evaluations += 1
+        self._evaluation_seconds += time.perf_counter() - before
+
+    def _write(self, row: Sequence[Any], mode: str) -> None:
+        """
+        :param row: A line of the file
+        :param mode: ``"w"`` to begin the file, ``"a"`` to go on
+        """
+        with self.file.open(mode, newline="") as file:
+            csv.writer(file).writerow(row)

@@ -1,0 +1,159 @@
+"""What a suite of benchmark runs consists of, and where its results are."""
+
+import inspect
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from rl_zoo3 import ALGOS
+
+from benchmarks.settings import HYPERPARAMS
+from sb3_agd.zoo import register
+
+FOLDER = Path(__file__).parent
+SUITES = FOLDER / "suites"
+RESULTS = FOLDER / "results"
+
+# Arguments that do not change what is learned, and what the suite decides itself
+IRRELEVANT = {"_init_setup_model", "device", "n_timesteps", "seed", "stats_window_size", "tensorboard_log", "verbose"}
+
+register()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """
+    An algorithm with settings.
+
+    :param algorithm: RL-Zoo's name of the algorithm
+    :param n_seeds: Number of runs on each task
+    :param settings: What differs from the settings in ``hyperparams/``
+    """
+
+    algorithm: str
+    n_seeds: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    One training.
+
+    :param name: Name of the variant
+    :param variant: The variant
+    :param task: Name of the environment
+    :param seed: Seed
+    :param suite: The suite that the run belongs to
+    """
+
+    name: str
+    variant: Variant
+    task: str
+    seed: int
+    suite: "Suite"
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.task}-{self.seed}"
+
+    @cached_property
+    def hyperparameters(self) -> dict[str, Any]:
+        """All settings as plain data: the algorithm's defaults, then the settings file's, then the variant's."""
+        defaults = {
+            name: parameter.default
+            for name, parameter in inspect.signature(ALGOS[self.variant.algorithm]).parameters.items()
+            if parameter.default is not parameter.empty
+        }
+        tuned = yaml.safe_load((HYPERPARAMS / f"{self.variant.algorithm}.yml").read_text())
+        settings = defaults | tuned[self.task] | self.variant.settings
+        relevant = {name: value for name, value in sorted(settings.items()) if name not in IRRELEVANT}
+        # Classes among the defaults have no other form in JSON than their names
+        return json.loads(json.dumps(relevant, default=str))
+
+    def saved(self, results: Path) -> dict[str, Any] | None:
+        """
+        :param results: Folder of the suite's results
+        :return: The record of this run, ``None`` if it is not finished or was made with other settings
+        """
+        record, evaluations = results / f"{self}.json", results / f"{self}.csv"
+        if not record.is_file() or not evaluations.is_file():
+            return None
+        content = json.loads(record.read_text())
+        same = (
+            content["hyperparameters"] == self.hyperparameters
+            and content["eval_episodes"] == self.suite.eval_episodes
+            and is_complete(pd.read_csv(evaluations), self.suite)
+        )
+        return content if same else None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """
+    A matrix of variants, tasks and seeds.
+
+    :param name: Name of the suite, also of its folder of results
+    :param steps: Environment steps of each run
+    :param eval_freq: Environment steps between evaluations
+    :param eval_episodes: Number of deterministic episodes of an evaluation
+    :param first_seed: The seeds are this one and those that follow
+    :param tasks: Names of the environments
+    :param variants: What to compare, by name
+    """
+
+    name: str
+    steps: int
+    eval_freq: int
+    eval_episodes: int
+    first_seed: int
+    tasks: list[str]
+    variants: dict[str, Variant]
+
+    @classmethod
+    def load(cls, suite: str) -> "Suite":
+        """
+        :param suite: A YAML file, or the name of one in ``benchmarks/suites``
+        :return: The suite
+        :raises ValueError: If there is no such file, or something in it is unknown
+        """
+        file = Path(suite) if Path(suite).is_file() else SUITES / f"{suite.removesuffix('.yml')}.yml"
+        if not file.is_file():
+            known = sorted(path.stem for path in SUITES.glob("*.yml"))
+            raise ValueError(f"There is no suite {suite!r}: give a file, or one of {', '.join(known)}")
+        try:
+            content = yaml.safe_load(file.read_text())
+            variants = {name: Variant(**variant) for name, variant in content.pop("variants").items()}
+            loaded = cls(name=file.stem, variants=variants, **content)
+        except (TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+            raise ValueError(f"{file} is not a suite: {error}") from error
+        for name, variant in variants.items():
+            settings = HYPERPARAMS / f"{variant.algorithm}.yml"
+            if variant.algorithm not in ALGOS or not settings.is_file():
+                raise ValueError(f"{file}: variant {name!r} has no settings file {settings.name}, or no such algorithm")
+            missing = set(loaded.tasks) - set(yaml.safe_load(settings.read_text()))
+            if missing:
+                raise ValueError(f"{settings.name} has no settings for {', '.join(sorted(missing))}")
+        return loaded
+
+    def runs(self) -> list[Run]:
+        """All runs, ordered so that whatever part of them is finished is balanced: by seed, then task, then variant."""
+        seeds = range(max((variant.n_seeds for variant in self.variants.values()), default=0))
+        return [
+            Run(name, variant, task, self.first_seed + seed, self)
+            for seed, task, (name, variant) in product(seeds, self.tasks, self.variants.items())
+            if seed < variant.n_seeds
+        ]
+
+
+def is_complete(evaluations: pd.DataFrame, suite: Suite) -> bool:
+    """
+    :param evaluations: Content of a run's CSV file
+    :param suite: The suite
+    :return: Whether the run got to its end
+    """
+    return len(evaluations) >= suite.steps // suite.eval_freq
