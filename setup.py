@@ -37,7 +37,8 @@ setup(
         "mujoco": ["gymnasium[mujoco]"],
         "zoo": zoo,
         "wandb": ["wandb", "tensorboard"],
-        "benchmarks": ["gymnasium[mujoco]", "sb3_contrib>=2.9,<3.0", "matplotlib", "pandas"],
+        "benchmarks": ["gymnasium[mujoco]", "sb3_contrib>=2.9,<3.0", "matplotlib", "pandas", "rliable", "seaborn"],
+        "cluster": ["ray"],
         "tests": [*zoo, "pytest", "pytest-cov", "mypy", "ruff", "sb3_contrib>=2.9,<3.0", "types-PyYAML"],
     },
     classifiers=[

@@ -1,0 +1,385 @@
+"""
+Report a suite of benchmarks from its files of results alone: tables in Markdown and figures, beside those files::
+
+    python -m benchmarks.report mujoco-100k
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn
+from rliable import library as rly
+from rliable.metrics import aggregate_iqm, probability_of_improvement
+
+from benchmarks.suite import RESULTS, Suite
+from sb3_agd.zoo.plots import REFERENCE_SCORES
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+BASELINE = "ppo"
+BOOTSTRAP_REPETITIONS = 2000
+BOOTSTRAP_SEED = 0
+# Aggregates are given at these shares of a run
+CHECKPOINTS = (0.25, 0.5, 1.0)
+# Colours that remain distinct for colour-blind readers (Okabe and Ito)
+COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#999933")
+MARKERS = "osD^vP*X"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """
+    An estimate with its 95 % interval.
+
+    :param point: Estimate
+    :param low: Lower end
+    :param high: Upper end
+    """
+
+    point: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.point:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+class Results:
+    """
+    What is finished of a suite.
+
+    :param suite: The suite
+    :param folder: Folder of its results
+    :raises ValueError: If nothing is finished
+    """
+
+    def __init__(self, suite: Suite, folder: Path):
+        self.suite = suite
+        self.timesteps = np.arange(1, suite.steps // suite.eval_freq + 1) * suite.eval_freq
+        self.records: dict[str, list[dict]] = {}
+        tables = []
+        for run in suite.runs():
+            record = run.saved(folder)
+            if record is None:
+                continue
+            self.records.setdefault(run.name, []).append(record)
+            table = pd.read_csv(folder / f"{run}.csv").iloc[: len(self.timesteps)]
+            tables.append(table.assign(variant=run.name, task=run.task, seed=run.seed))
+        if not tables:
+            raise ValueError(
+                f"No run of {suite.name} with the present settings is finished: python -m benchmarks.run {suite.name}"
+            )
+        self.evaluations = pd.concat(tables, ignore_index=True)
+        references = {score.env_id: score for score in REFERENCE_SCORES}
+        self.normalised = set(suite.tasks) <= set(references)
+        low = self.evaluations.task.map(lambda task: references[task].min if self.normalised else 0)
+        high = self.evaluations.task.map(lambda task: references[task].max if self.normalised else 1)
+        self.evaluations["score"] = (self.evaluations.return_mean - low) / (high - low)
+
+    @property
+    def variants(self) -> list[str]:
+        """Names of the variants that have runs, in the order of the suite."""
+        return [variant for variant in self.suite.variants if variant in self.records]
+
+    def matrix(self, variant: str) -> np.ndarray:
+        """
+        :param variant: Name of a variant
+        :return: Scores of the seeds that are finished on all tasks, shape (seeds, tasks, evaluations)
+        """
+        table = self.evaluations[self.evaluations.variant == variant].pivot(
+            index="seed", columns=["task", "timesteps"], values="score"
+        )
+        missing = [task for task in self.suite.tasks if task not in table.columns.get_level_values("task")]
+        if missing:
+            return np.empty((0, len(self.suite.tasks), len(self.timesteps)))
+        complete = table[self.suite.tasks].dropna()
+        return complete.to_numpy().reshape(len(complete), len(self.suite.tasks), len(self.timesteps))
+
+    def of_task(self, variant: str, task: str) -> pd.DataFrame:
+        """
+        :param variant: Name of a variant
+        :param task: Name of a task
+        :return: Evaluations of all finished seeds
+        """
+        return self.evaluations[(self.evaluations.variant == variant) & (self.evaluations.task == task)]
+
+
+def bootstrap(scores: np.ndarray | tuple[np.ndarray, np.ndarray], statistic: object) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param scores: Scores, shape (seeds, tasks, ...), or a pair of such arrays
+    :param statistic: Function of the scores that returns an array
+    :return: Estimates, and their 95 % intervals by stratified bootstrap over the seeds of each task, shape (2, ...)
+    """
+    # rliable draws from the global stream, whatever generator it is given
+    np.random.seed(BOOTSTRAP_SEED)
+    points, intervals = rly.get_interval_estimates({"scores": scores}, statistic, reps=BOOTSTRAP_REPETITIONS)
+    return np.atleast_1d(points["scores"]), intervals["scores"]
+
+
+def iqm_curve(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param scores: Shape (seeds, tasks, evaluations)
+    :return: Interquartile mean over seeds and tasks of each evaluation, and its intervals, shape (2, evaluations)
+    """
+    return bootstrap(scores, lambda matrix: np.array([aggregate_iqm(matrix[..., step]) for step in range(matrix.shape[-1])]))
+
+
+def improvement(scores: np.ndarray, baseline: np.ndarray) -> Interval:
+    """
+    :param scores: Final scores, shape (seeds, tasks)
+    :param baseline: Those of the baseline, shape (seeds, tasks)
+    :return: Probability that a run is better than one of the baseline on the same task, mean over the tasks
+    """
+    points, intervals = bootstrap((scores, baseline), lambda x, y: np.array([probability_of_improvement(x, y)]))
+    return Interval(points[0], *intervals[:, 0])
+
+
+def first_at_least(values: np.ndarray, target: float, positions: np.ndarray) -> str:
+    """
+    :param values: Curve
+    :param target: What is to be reached
+    :param positions: Position of each point of the curve
+    :return: Position of the first point that reaches it
+    """
+    reached = np.flatnonzero(values >= target)
+    return f"{positions[reached[0]]:,.0f}" if len(reached) else "not reached"
+
+
+def aggregate_table(results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> pd.DataFrame:
+    """
+    :param results: Results
+    :param curves: Interquartile mean of the score at each evaluation, and its intervals, by variant
+    :return: One row per variant
+    """
+    rows = []
+    baseline = results.matrix(BASELINE)
+    for variant, (points, intervals) in curves.items():
+        scores = results.matrix(variant)
+        row = {"variant": variant, "seeds": len(scores)}
+        for share in CHECKPOINTS:
+            step = round(share * len(points)) - 1
+            row[f"IQM at {results.timesteps[step]:,}"] = Interval(points[step], *intervals[:, step])
+        if BASELINE in curves:
+            better = "" if variant == BASELINE else improvement(scores[..., -1], baseline[..., -1])
+            row[f"P(better than {BASELINE})"] = better
+            target = curves[BASELINE][0][-1]
+            row[f"steps to {BASELINE}'s last IQM"] = first_at_least(points, target, results.timesteps)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def task_table(results: Results, task: str) -> pd.DataFrame:
+    """
+    :param results: Results
+    :param task: Name of a task
+    :return: One row per variant
+    """
+    rows = []
+    baseline = results.of_task(BASELINE, task)
+    last = results.timesteps[-1]
+    for variant in results.variants:
+        evaluations = results.of_task(variant, task)
+        if evaluations.empty:
+            continue
+        final = evaluations[evaluations.timesteps == evaluations.timesteps.max()]
+        row = {
+            "variant": variant,
+            "seeds": len(final),
+            f"return at {last:,}": f"{final.return_mean.mean():.5g} ± {final.return_mean.std(ddof=0):.3g}",
+            "seconds": f"{final.wall_seconds.median():.0f}",
+        }
+        if not baseline.empty:
+            final_baseline = baseline[baseline.timesteps == baseline.timesteps.max()]
+            row[f"P(better than {BASELINE})"] = (
+                ""
+                if variant == BASELINE
+                else improvement(final.score.to_numpy()[:, None], final_baseline.score.to_numpy()[:, None])
+            )
+            curve = evaluations.groupby("timesteps")[["return_mean", "wall_seconds"]].mean()
+            target = final_baseline.return_mean.mean()
+            for what, positions in (("steps", curve.index.to_numpy()), ("seconds", curve.wall_seconds.to_numpy())):
+                row[f"{what} to {BASELINE}'s last mean"] = first_at_least(curve.return_mean.to_numpy(), target, positions)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def provenance_table(results: Results) -> pd.DataFrame:
+    """
+    :param results: Results
+    :return: Where the runs of each variant come from
+    """
+    rows = []
+    for variant, records in results.records.items():
+        commits = sorted({record["commit"] for record in records})
+        machines = sorted({f"{record['machine']['processor']}, {record['machine']['cpu_count']} cores" for record in records})
+        versions = sorted({f"{record['versions']['stable_baselines3']}, {record['versions']['torch']}" for record in records})
+        rows.append(
+            {
+                "variant": variant,
+                "runs": len(records),
+                "commit": ", ".join(commits),
+                "machine": "; ".join(machines),
+                "stable_baselines3, torch": "; ".join(versions),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def plot_learning_curves(results: Results, styles: dict[str, dict], file: Path) -> None:
+    """
+    :param results: Results
+    :param styles: Line style of each variant
+    :param file: Where to save the figure
+    """
+    tasks = results.suite.tasks
+    columns = min(len(tasks), 2)
+    figure, panels = plt.subplots(
+        -(-len(tasks) // columns),
+        columns,
+        figsize=(5 * columns, 3.4 * -(-len(tasks) // columns)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes in panels.flat[len(tasks) :]:
+        axes.remove()
+    for axes, task in zip(panels.flat, tasks, strict=False):
+        for variant in results.variants:
+            table = results.of_task(variant, task)
+            if not table.empty:
+                # Some algorithms collect more than one step at a time: evaluations are counted, not their exact steps
+                position = results.timesteps[table.groupby("seed").cumcount()]
+                seaborn.lineplot(
+                    x=position,
+                    y=table.return_mean.to_numpy(),
+                    ax=axes,
+                    errorbar=("ci", 95),
+                    seed=BOOTSTRAP_SEED,
+                    legend=False,
+                    **styles[variant],
+                )
+        axes.set_title(task)
+        axes.set_xlabel("environment steps")
+        axes.set_ylabel("return of an episode")
+        axes.grid(alpha=0.3)
+    handles = [plt.Line2D([], [], **styles[variant]) for variant in results.variants]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def plot_sample_efficiency(
+    results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]], styles: dict[str, dict], file: Path
+) -> None:
+    """
+    :param results: Results
+    :param curves: Interquartile mean of the score at each evaluation, and its intervals, by variant
+    :param styles: Line style of each variant
+    :param file: Where to save the figure
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for variant, (points, intervals) in curves.items():
+        axes.plot(results.timesteps, points, **styles[variant])
+        axes.fill_between(results.timesteps, *intervals, color=styles[variant]["color"], alpha=0.15, linewidth=0)
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel(f"{score_name(results)}, interquartile mean\n(95 % stratified bootstrap intervals)")
+    axes.set_title(f"{results.suite.name}: {len(results.suite.tasks)} tasks")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def score_name(results: Results) -> str:
+    """
+    :param results: Results
+    :return: What the score is
+    """
+    return "normalised score" if results.normalised else "return"
+
+
+def markdown(results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """
+    :param results: Results
+    :param curves: Interquartile mean of the score at each evaluation, and its intervals, by variant
+    :return: The report
+    """
+    suite = results.suite
+    n_runs, n_finished = len(suite.runs()), sum(map(len, results.records.values()))
+    lines = [
+        f"# {suite.name}",
+        f"Written by `python -m benchmarks.report {suite.name}` from {n_finished} of {n_runs} runs of "
+        f"`python -m benchmarks.run {suite.name}`; the others are not finished. Every {suite.eval_freq:,} steps, "
+        f"{suite.eval_episodes} episodes with the deterministic policy.",
+        "## All tasks",
+    ]
+    if results.normalised:
+        lines.append(
+            "Score: 0 is a random policy, 1 the published return of PPO at a million steps. IQM: interquartile mean over "
+            "seeds and tasks, with 95 % intervals by stratified bootstrap. Only seeds that are finished on all tasks count."
+        )
+    else:
+        lines.append("Not all tasks have reference scores: IQM is the interquartile mean of the raw returns.")
+    if curves:
+        lines += [to_markdown(aggregate_table(results, curves)), "![Interquartile means](sample_efficiency.png)"]
+    else:
+        lines.append("No variant has a seed that is finished on all tasks yet.")
+    lines += [
+        "## Each task",
+        "Mean and standard deviation over the seeds; median seconds of training, on machines that may have been busy. "
+        f'"To {BASELINE}\'s last mean": the first evaluation at which the mean over the seeds reaches that of {BASELINE} at '
+        f"the end.",
+        "![Learning curves, means with 95 % intervals](learning_curves.png)",
+    ]
+    for task in suite.tasks:
+        table = task_table(results, task)
+        if not table.empty:
+            lines += [f"### {task}", to_markdown(table)]
+    lines += [
+        "## Where the runs come from",
+        "The JSON file of each run holds all of its settings and versions.",
+        to_markdown(provenance_table(results)),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """
+    :param table: A table
+    :return: The same in Markdown
+    """
+    rows = [table.columns, ["---"] * len(table.columns), *table.astype(str).to_numpy()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main() -> None:
+    """Parse the command line and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", help="YAML file, or the name of one in benchmarks/suites")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the folders of results")
+    arguments = parser.parse_args()
+    try:
+        suite = Suite.load(arguments.suite)
+        folder = arguments.results / suite.name
+        results = Results(suite, folder)
+    except ValueError as error:
+        parser.error(str(error))
+    names = enumerate(suite.variants)
+    styles = {name: {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4, "label": name} for i, name in names}
+    matrices = {variant: results.matrix(variant) for variant in results.variants}
+    curves = {variant: iqm_curve(matrix) for variant, matrix in matrices.items() if len(matrix)}
+    plot_learning_curves(results, styles, folder / "learning_curves.png")
+    if curves:
+        plot_sample_efficiency(results, curves, styles, folder / "sample_efficiency.png")
+    report = folder / "report.md"
+    report.write_text(markdown(results, curves))
+    print(report.read_text())
+    print(f"The report and its figures are in {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""The benchmark suites: what is run, what is kept, and what the report makes of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from scipy.stats import trim_mean
+
+from benchmarks import report, run
+from benchmarks.run import Outcome
+from benchmarks.suite import Run, Suite
+
+ROOT = Path(__file__).parent.parent
+SMALL = """
+steps: 200
+eval_freq: 100
+eval_episodes: 1
+first_seed: 3
+tasks: [HalfCheetah-v5, Hopper-v5]
+variants:
+  ppo: {algorithm: ppo, n_seeds: 2}
+  agdppo_eag: {algorithm: agdppo, n_seeds: 1, settings: {guidance: eag}}
+"""
+
+
+@pytest.fixture
+def suite_file(tmp_path: Path) -> Path:
+    file = tmp_path / "small.yml"
+    file.write_text(SMALL)
+    return file
+
+
+def evaluations(returns: list[float]) -> str:
+    rows = [f"{100 * (step + 1)},{value},1.0,{2.0 * (step + 1)}" for step, value in enumerate(returns)]
+    return "\n".join(["timesteps,return_mean,return_std,wall_seconds", *rows]) + "\n"
+
+
+def outcome(returns: list[float] | None, log: str = "") -> Outcome:
+    machine, versions = {"processor": "abacus", "cpu_count": 1}, {"stable_baselines3": "2", "torch": "2"}
+    return Outcome(None if returns is None else evaluations(returns), log, 1.0, machine, versions)
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the runs that were started; each gives returns that tell its seed."""
+    names = []
+
+    def execute(one: Run) -> Outcome:
+        names.append(str(one))
+        return outcome([0.0, one.seed])
+
+    monkeypatch.setattr(run, "execute", execute)
+    return names
+
+
+def call(module: object, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *map(str, arguments)])
+    module.main()  # type: ignore[attr-defined]
+
+
+def test_any_part_of_a_suite_is_balanced(suite_file: Path) -> None:
+    names = [str(one) for one in Suite.load(str(suite_file)).runs()]
+    assert names == [
+        "ppo-HalfCheetah-v5-3",
+        "agdppo_eag-HalfCheetah-v5-3",
+        "ppo-Hopper-v5-3",
+        "agdppo_eag-Hopper-v5-3",
+        "ppo-HalfCheetah-v5-4",
+        "ppo-Hopper-v5-4",
+    ]
+
+
+@pytest.mark.parametrize("name", ["smoke", "mujoco-100k", "mujoco-1m"])
+def test_shipped_suites_are_valid(name: str) -> None:
+    suite = Suite.load(name)
+    for one in suite.runs():
+        assert one.hyperparameters["policy"] == "MlpPolicy"
+        assert set(one.variant.settings.items()) <= set(
+            (key, value) for key, value in one.hyperparameters.items() if not isinstance(value, (dict, list))
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("algorithm: ppo", "algorithm: pbo"), "'ppo'.*pbo.yml"),
+        (("Hopper-v5", "Hoper-v5"), "ppo.yml has no settings for Hoper-v5"),
+        (("eval_freq", "eval_frequency"), "not a suite.*eval_frequency"),
+        (("n_seeds: 1", "seeds: 1"), "not a suite.*seeds"),
+        (("variants:", "variants"), "not a suite"),
+    ],
+)
+def test_mistakes_in_a_suite_are_named(suite_file: Path, change: tuple[str, str], message: str) -> None:
+    suite_file.write_text(SMALL.replace(*change))
+    with pytest.raises(ValueError, match=message):
+        Suite.load(str(suite_file))
+
+
+def test_unknown_suite_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="mujoco-100k, mujoco-1m, smoke"):
+        Suite.load("mujocco")
+
+
+def test_finished_runs_are_skipped(
+    suite_file: Path, tmp_path: Path, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (suite_file, "--results", tmp_path)
+    call(run, monkeypatch, *arguments)
+    assert executed == [str(one) for one in Suite.load(str(suite_file)).runs()]
+    executed.clear()
+    # An interruption between the two files of a run, a truncated file, and settings that are no longer those of the run
+    (tmp_path / "small" / "ppo-Hopper-v5-3.json").unlink()
+    (tmp_path / "small" / "ppo-Hopper-v5-4.csv").write_text(evaluations([0.0]))
+    suite_file.write_text(SMALL.replace("guidance: eag", "guidance: eag, horizon: 4"))
+    call(run, monkeypatch, *arguments)
+    assert executed == ["agdppo_eag-HalfCheetah-v5-3", "ppo-Hopper-v5-3", "agdppo_eag-Hopper-v5-3", "ppo-Hopper-v5-4"]
+    executed.clear()
+    call(run, monkeypatch, *arguments, "--again", "--only", "agdppo_eag")
+    assert executed == ["agdppo_eag-HalfCheetah-v5-3", "agdppo_eag-Hopper-v5-3"]
+
+
+def test_record_holds_what_made_the_run(
+    suite_file: Path, tmp_path: Path, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(run, monkeypatch, suite_file, "--results", tmp_path)
+    record = json.loads((tmp_path / "small" / "agdppo_eag-Hopper-v5-3.json").read_text())
+    assert record["task"] == "Hopper-v5" and record["seed"] == 3 and record["commit"] == run.commit()
+    # From the variant, from the settings file, from the signature
+    assert record["hyperparameters"]["guidance"] == "eag"
+    assert record["hyperparameters"]["gamma"] == 0.999
+    assert record["hyperparameters"]["n_denoising_steps"] == 4
+
+
+def test_failed_run_is_reported_and_the_others_go_on(
+    suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def execute(one: Run) -> Outcome:
+        return outcome(None, "start\nout of luck") if one.name == "agdppo_eag" else outcome([0.0, 1.0])
+
+    monkeypatch.setattr(run, "execute", execute)
+    with pytest.raises(SystemExit, match="2 of 6 runs failed: agdppo_eag-HalfCheetah-v5-3, agdppo_eag-Hopper-v5-3"):
+        call(run, monkeypatch, suite_file, "--results", tmp_path)
+    assert "agdppo_eag-Hopper-v5-3 failed after 1 s:\nstart\nout of luck" in capsys.readouterr().out
+    assert len(list((tmp_path / "small").glob("*.json"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["smoke", "--only", "a2c"], "no variant a2c, only ppo, agdppo"),
+        (["smoke", "--jobs", "0"], "--jobs must be at least 1"),
+        (["smoke", "--address", "auto"], "--address needs --backend ray"),
+        (["smog"], "There is no suite 'smog'"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        call(run, monkeypatch, *arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_smoke_suite_from_the_command_line_to_the_report(tmp_path: Path) -> None:
+    arguments = ["smoke", "--results", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.run", *arguments, "--jobs", "2"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    table = pd.read_csv(tmp_path / "smoke" / "agdppo-CartPole-v1-1.csv")
+    assert table.timesteps.tolist() == [512, 1024]
+    assert table.return_mean.gt(0).all() and table.wall_seconds.is_monotonic_increasing
+    reported = subprocess.run(
+        [sys.executable, "-m", "benchmarks.report", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert reported.returncode == 0, reported.stderr
+    assert "8 of 8 runs" in reported.stdout
+    assert {"report.md", "learning_curves.png", "sample_efficiency.png"} <= set(os.listdir(tmp_path / "smoke"))
+
+
+def test_interrupted_suite_leaves_no_process_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.run", "mujoco-1m", "--only", "ppo", "--results", str(tmp_path)]
+    suite = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def children() -> list[str]:
+        listing = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+        pairs = [line.split() for line in listing.splitlines()[1:]]
+        return [pid for pid, parent in pairs if int(parent) == suite.pid]
+
+    deadline = time.monotonic() + 60
+    while not (begun := children()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    suite.send_signal(signal.SIGINT)
+    _, errors = suite.communicate(timeout=60)
+    assert begun and suite.returncode != 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in begun), errors
+    assert list((tmp_path / "mujoco-1m").iterdir()) == []
+
+
+def test_cluster_of_two_nodes_runs_a_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tiny.yml"
+    file.write_text(
+        "steps: 512\neval_freq: 256\neval_episodes: 1\nfirst_seed: 0\ntasks: [CartPole-v1]\n"
+        "variants:\n  ppo: {algorithm: ppo, n_seeds: 2, settings: {n_steps: 64, batch_size: 64}}\n"
+        "  broken: {algorithm: ppo, n_seeds: 1, settings: {n_steps: -1}}\n"
+    )
+    # The driver's node has no CPU to give, so the runs are on the other one
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        cluster.add_node(num_cpus=2)
+        arguments = (file, "--results", tmp_path, "--backend", "ray", "--address", cluster.address)
+        with pytest.raises(SystemExit, match="1 of 3 runs failed: broken-CartPole-v1-0"):
+            call(run, monkeypatch, *arguments)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    for seed in range(2):
+        assert pd.read_csv(tmp_path / "tiny" / f"ppo-CartPole-v1-{seed}.csv").timesteps.tolist()[:2] == [256, 512]
+
+
+# Report
+
+
+@pytest.fixture
+def results(suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> report.Results:
+    """The variant on top gains in each task and step, so that what the statistics must say is known."""
+    suite_file.write_text(SMALL.replace("n_seeds: 1", "n_seeds: 2"))
+    returns = {"HalfCheetah-v5": (-274.0, 5800.0), "Hopper-v5": (17.0, 2600.0)}
+
+    def execute(one: Run) -> Outcome:
+        low, high = returns[one.task]
+        score = np.array([0.2, 0.4]) + 0.01 * one.seed + (0.3 if one.name == "agdppo_eag" else 0)
+        return outcome(list(low + score * (high - low)))
+
+    monkeypatch.setattr(run, "execute", execute)
+    call(run, monkeypatch, suite_file, "--results", tmp_path)
+    return report.Results(Suite.load(str(suite_file)), tmp_path / "small")
+
+
+def test_scores_are_normalised_by_task(results: report.Results) -> None:
+    expected = [[[0.23, 0.43], [0.23, 0.43]], [[0.24, 0.44], [0.24, 0.44]]]
+    np.testing.assert_allclose(results.matrix("ppo"), expected, atol=1e-9)
+
+
+def test_interquartile_mean_is_scipys_trimmed_mean_with_an_interval_around_it() -> None:
+    scores = np.random.default_rng(0).normal(size=(5, 4, 3))
+    points, intervals = report.iqm_curve(scores)
+    np.testing.assert_allclose(points, [trim_mean(scores[..., step].flatten(), 0.25) for step in range(3)])
+    assert np.all(intervals[0] < points) and np.all(points < intervals[1])
+    again = report.iqm_curve(scores)[1]
+    np.testing.assert_array_equal(intervals, again)
+
+
+def test_tables_say_who_is_better_and_when_the_baseline_is_reached(results: report.Results) -> None:
+    curves = {variant: report.iqm_curve(results.matrix(variant)) for variant in results.variants}
+    table = report.aggregate_table(results, curves).set_index("variant")
+    assert str(table.loc["agdppo_eag", "P(better than ppo)"]) == "1.00 [1.00, 1.00]"
+    # PPO ends at 0.435, the other begins at 0.535
+    assert table.loc["agdppo_eag", "steps to ppo's last IQM"] == "100"
+    assert table.loc["ppo", "steps to ppo's last IQM"] == "200"
+    tasks = report.task_table(results, "Hopper-v5").set_index("variant")
+    assert tasks.loc["agdppo_eag", "seconds to ppo's last mean"] == "2"
+    assert tasks.loc["ppo", "return at 200"].startswith(f"{17 + 0.435 * 2583:.5g} ±")
+
+
+def test_only_seeds_that_are_finished_on_all_tasks_count(results: report.Results, tmp_path: Path) -> None:
+    (tmp_path / "small" / "ppo-Hopper-v5-4.json").unlink()
+    part = report.Results(results.suite, tmp_path / "small")
+    assert part.matrix("ppo").shape == (1, 2, 2)
+    assert "7 of 8 runs" in report.markdown(part, {"ppo": report.iqm_curve(part.matrix("ppo"))})
+
+
+def test_report_without_results_says_how_to_make_them(
+    suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        call(report, monkeypatch, suite_file, "--results", tmp_path)
+    assert "python -m benchmarks.run small" in capsys.readouterr().err
