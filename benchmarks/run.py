@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -221,6 +222,8 @@ def main() -> None:
         parser.error("--jobs must be at least 1")
     if arguments.address is not None and arguments.backend != "ray":
         parser.error("--address needs --backend ray")
+    # Ends like Ctrl-C, with its processes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     results = arguments.results / suite.name
     results.mkdir(parents=True, exist_ok=True)
     wanted = [run for run in suite.runs() if arguments.only is None or run.name in arguments.only]

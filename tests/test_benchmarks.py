@@ -186,7 +186,8 @@ def test_smoke_suite_from_the_command_line_to_the_report(tmp_path: Path) -> None
     assert {"report.md", "learning_curves.png", "sample_efficiency.png"} <= set(os.listdir(tmp_path / "smoke"))
 
 
-def test_interrupted_suite_leaves_no_process_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_suite_leaves_no_process_behind(sent: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.run", "mujoco-1m", "--only", "ppo", "--results", str(tmp_path)]
     suite = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
@@ -198,7 +199,7 @@ def test_interrupted_suite_leaves_no_process_behind(tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not (begun := children()) and time.monotonic() < deadline:
         time.sleep(0.2)
-    suite.send_signal(signal.SIGINT)
+    suite.send_signal(sent)
     _, errors = suite.communicate(timeout=60)
     assert begun and suite.returncode != 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in begun), errors
