@@ -149,11 +149,11 @@ def test_standardised_imagined_actions_are_standard_normal(use_sde: bool) -> Non
     model = AGDPPO("MlpPolicy", "Pendulum-v1", use_sde=use_sde, **SMALL | {"policy_kwargs": {"net_arch": [64]}}).learn(64)
     imagination = model.imagination
     starts = th.as_tensor(np.random.default_rng(0).normal(size=(4000, 3)), dtype=th.float32)
-    segments, policy = imagination.imagine(starts, None, 0.0, imagination.generator(0))
+    segments, actions = imagination.imagine(starts, None, 0.0, 1, imagination.generator(0))
     observations = imagination.agent.policy_observations(segments.observations[:, :-1])
     with th.no_grad():
         distribution = model.policy.get_distribution(observations).distribution
-        standardised = ((policy.actions - distribution.mean) / distribution.stddev).view(4000, -1)
+        standardised = ((actions.flatten(0, 1) - distribution.mean) / distribution.stddev).view(4000, -1)
     # Mean and standard deviation over segments at each step: five standard errors
     assert standardised.mean(0).abs().max() < 5 / np.sqrt(4000)
     assert (standardised.std(0) - 1).abs().max() < 5 / np.sqrt(2 * 4000)
@@ -166,7 +166,7 @@ def test_discrete_imagined_actions_follow_the_probabilities_of_the_policy() -> N
     agent = model.imagination.agent
     policy = FixedNoisePolicy(agent, 5000, 2, th.Generator().manual_seed(0))
     vectors = th.zeros(5000, 2, 4)
-    policy(vectors)
+    policy(vectors, slice(0, 2))
     expected = model.policy.get_distribution(th.zeros(1, 4)).distribution.probs[0, 1].item()
     assert policy.actions.mean().item() == pytest.approx(expected, abs=5 * 0.5 / np.sqrt(10_000))
 
@@ -446,7 +446,7 @@ def test_values_of_imagined_rows_stay_within_the_margin_of_real_returns() -> Non
         model.policy.value_net.bias.fill_(1e4)
     imagination = model.imagination
     model.rollout_buffer.generator_ready = False
-    imagination.augment(model.rollout_buffer, None, 0.0, 2.0)
+    imagination.augment(model.rollout_buffer, None, 0.0, 1, 2.0)
     imagined = model.rollout_buffer.imagined
     largest = sum(0.99**step for step in range(10))
     assert imagined.returns.max() <= 1.25 * largest
@@ -478,14 +478,45 @@ def test_the_bound_on_values_does_not_depend_on_the_critic() -> None:
     assert ranges[0] == ranges[1]
 
 
+def test_particles_raise_the_objective_and_stay_on_the_model() -> None:
+    class FirstDimension(Guide):
+        def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+            return 10 * segments.observations[:, 1:, 0].sum(1)
+
+    arguments = SMALL | {"world_model_gradient_steps": 100, "policy_kwargs": {"log_std_init": 0.0}}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", n_particles=8, guidance=FirstDimension(), **arguments).learn(64)
+    starts = np.tile(model.replay_buffer.observations[0, 20:50], (10, 1))
+    chosen, drawn = (model.imagine(starts, guidance_scale=scale, seed=0) for scale in (3.0, 0.0))
+    assert chosen.observations.shape == drawn.observations.shape == (300, SMALL["horizon"] + 1, 3)
+    gains = (chosen.observations - drawn.observations)[:, 1:, 0].mean(1)
+    assert gains.mean() > 3 * gains.std() / np.sqrt(300)
+    # Nothing was moved: the model makes the same states of the same actions, up to its own noise
+    imagination = model.imagination
+    states = th.as_tensor(chosen.observations)
+    actions = th.as_tensor(chosen.actions)
+    again = model.world_model.imagine(states[:, 0], lambda _, steps: actions[:, steps], generator=imagination.generator(1))
+    spread = model.world_model.imagine(states[:, 0], lambda _, steps: actions[:, steps], generator=imagination.generator(2))
+    noise = (again.observations - spread.observations).square().mean().sqrt()
+    assert (again.observations - states).square().mean().sqrt() < 1.5 * noise
+
+
+def test_rows_of_chosen_particles_hold_their_own_actions() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", n_particles=4, guidance="eag", **SMALL).learn(64)
+    imagination = model.imagination
+    starts = th.zeros(50, 3)
+    segments, actions = imagination.imagine(starts, SigmoidAdvantageGuide(), 5.0, 4, imagination.generator(0))
+    # The environment receives the policy's actions, clipped
+    assert th.equal(segments.actions, actions.clamp(-2, 2))
+
+
 def test_a_critic_that_explains_nothing_guides_nothing() -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"guidance_scale": 10.0}).learn(64)
     imagination = model.imagination
     imagination.state.critic_trust = 0.0
-    imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 10.0, 1.0)
+    imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 10.0, 1, 1.0)
     assert imagination.world_model.guidance_norm == 0
     imagination.state.critic_trust = 1.0
-    imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 10.0, 1.0)
+    imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 10.0, 1, 1.0)
     assert imagination.world_model.guidance_norm > 0
 
 

@@ -15,7 +15,7 @@ from sb3_agd.world_model import (
     Segments,
     SigmoidAdvantageGuide,
 )
-from sb3_agd.world_model.guides import GUIDES
+from sb3_agd.world_model.guides import GUIDES, select_particles
 from sb3_agd.world_model.types import mask_after_termination
 
 GAMMA = 0.9
@@ -260,3 +260,10 @@ def test_mask_is_true_up_to_and_including_the_first_termination() -> None:
     expected = th.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], dtype=th.bool)
     assert th.equal(mask_after_termination(terminations), expected)
     assert (mask_after_termination(terminations.numpy()) == expected.numpy()).all()
+
+
+def test_particles_are_drawn_with_the_tilted_probabilities() -> None:
+    objectives = th.tensor([0.0, 1.0, 2.0]).expand(60_000, 3)
+    drawn = select_particles(objectives, 0.7, th.Generator().manual_seed(0))
+    shares = drawn.bincount(minlength=3) / len(drawn)
+    th.testing.assert_close(shares, (0.7 * th.tensor([0.0, 1.0, 2.0])).softmax(0), atol=5 * 0.5 / len(drawn) ** 0.5, rtol=0)

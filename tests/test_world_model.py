@@ -170,7 +170,7 @@ def well_fitted(source: Any, gradient_steps: int = 400, **changes: Any) -> Diffu
     return fitted(source, gradient_steps, width=64, learning_rate=3e-3, ema_decay=0.98, **changes)
 
 
-def linear_policy(states: th.Tensor) -> th.Tensor:
+def linear_policy(states: th.Tensor, steps: slice | None = None) -> th.Tensor:
     return states.sum(-1, keepdim=True).tanh()
 
 
@@ -194,6 +194,8 @@ class ExactDenoiser(nn.Module):
     :param model: The world model whose normalisers and path it works with
     :param horizon: Number of transitions
     """
+
+    asks_policy = False
 
     def __init__(self, model: DiffusionWorldModel, horizon: int = HORIZON):
         super().__init__()
@@ -227,6 +229,8 @@ class ExactDenoiser(nn.Module):
 class StandardGaussianDenoiser(nn.Module):
     """Exact denoiser of segments that are standard Gaussian once standardised, whatever the start and the actions."""
 
+    asks_policy = False
+
     def __init__(self, path: GaussianPath):
         super().__init__()
         self.path = path
@@ -256,7 +260,7 @@ def test_imagination_with_the_exact_denoiser_follows_the_true_distribution(sampl
     model = exact_model(sampler=sampler, n_denoising_steps=n_steps)
     start = th.tensor([0.7, -1.3]).expand(n_segments, -1)
     actions = th.tensor([[0.5], [-1.0], [2.0]]).expand(n_segments, -1, -1)
-    imagined = model.imagine(start, lambda _: actions, generator=seeded())
+    imagined = model.imagine(start, lambda _, steps: actions[:, steps], generator=seeded())
     samples = th.cat([imagined.observations[:, 1:], imagined.rewards[..., None]], dim=-1).double()
 
     denoiser = model.ema_networks["denoiser"]
@@ -282,7 +286,7 @@ def test_guidance_raises_the_expected_advantage_monotonically(sampler: str, guid
     critic = linear_critic()
     expected = []
     for scale in (0.0, 0.1, 0.2, 0.5, 1.0):
-        imagined = model.imagine(start, lambda _: actions, guide, critic, scale, seeded(2))
+        imagined = model.imagine(start, lambda _, steps: actions[:, steps], guide, critic, scale, seeded(2))
         expected.append(critic.advantages(imagined).sum(1).mean().item())
     assert (th.tensor(expected).diff() > 0.01).all()
 
@@ -293,7 +297,7 @@ def test_reward_guidance_raises_the_expected_reward_monotonically() -> None:
     actions = th.randn(500, HORIZON, ACTION_DIM, generator=seeded(1))
     expected = []
     for scale in (0.0, 0.1, 0.2, 0.5, 1.0):
-        imagined = model.imagine(start, lambda _: actions, RewardGuide(), linear_critic(), scale, seeded(2))
+        imagined = model.imagine(start, lambda _, steps: actions[:, steps], RewardGuide(), linear_critic(), scale, seeded(2))
         expected.append(imagined.rewards.sum(1).mean().item())
     assert (th.tensor(expected).diff() > 0.01).all()
 
@@ -313,7 +317,7 @@ def test_guidance_tilts_in_raw_units_as_the_closed_form_says(sampler: str, advan
     start, scale = th.zeros(4000, OBSERVATION_DIM), 1.2
     imagined = [
         model.imagine(
-            start, lambda s: s[..., :1], ExponentialAdvantageGuide(), linear_critic(advantage_std), c, seeded(1)
+            start, lambda s, _: s[..., :1], ExponentialAdvantageGuide(), linear_critic(advantage_std), c, seeded(1)
         ).observations[:, 1]
         for c in (0.0, scale)
     ]
@@ -331,8 +335,8 @@ def test_sigmoid_guidance_moves_segments_less_than_exponential_guidance_where_ad
 
     def shift(guide: Guide, bonus: float) -> float:
         critic = Critic(lambda observations: observations @ VALUE_WEIGHTS, lambda rewards: rewards + bonus, GAMMA)
-        unguided = model.imagine(start, lambda _: actions, generator=seeded())
-        guided = model.imagine(start, lambda _: actions, guide, critic, 0.2, seeded())
+        unguided = model.imagine(start, lambda _, steps: actions[:, steps], generator=seeded())
+        guided = model.imagine(start, lambda _, steps: actions[:, steps], guide, critic, 0.2, seeded())
         return (guided.observations - unguided.observations).norm(dim=-1).mean().item()
 
     low, high = -30.0, 30.0
@@ -387,6 +391,8 @@ def test_guide_works_at_the_clean_estimates_in_raw_units() -> None:
 
 def test_gradient_never_goes_through_the_denoiser() -> None:
     class Spy(nn.Module):
+        asks_policy = False
+
         def forward(self, noisy: th.Tensor, time: th.Tensor, start: th.Tensor, actions: th.Tensor) -> th.Tensor:
             calls.append(th.is_grad_enabled() or noisy.requires_grad or actions.requires_grad)
             return self.inner(noisy, time, start, actions)
@@ -421,15 +427,26 @@ def test_policy_is_asked_at_the_guided_states() -> None:
             estimated.append(segments.observations.detach())
             return segments.observations.sum((1, 2))
 
-    def policy(states: th.Tensor) -> th.Tensor:
+    def policy(states: th.Tensor, steps: slice) -> th.Tensor:
         asked.append(states)
         return linear_policy(states)
 
     model = exact_model(n_denoising_steps=4)
     model.imagine(th.zeros(5, OBSERVATION_DIM), policy, Spy(), linear_critic(), 1.0, seeded())
     # Three of the four steps are guided; at the following ones, before the result, the policy sees what the guide made
-    for before, after in zip(estimated, asked[-4:-1], strict=True):
+    for before, after in zip(estimated, asked[2:7:2], strict=True):
         assert (after[:, 1:] > before[:, 1:-1]).all()
+
+
+@pytest.mark.parametrize("n_denoising_steps", [1, 2, 4])
+def test_recurrent_denoiser_asks_for_each_action_at_the_state_that_it_acts_on(n_denoising_steps: int) -> None:
+    source = Recording()
+    model = fitted(source, n_denoising_steps=n_denoising_steps)
+    start = source.every_transition().observations[:200, 0]
+    imagined = model.imagine(start, linear_policy, generator=seeded(1))
+    # Given its actions, the same noise leads to the same states again: they fit together
+    again = model.imagine(start, lambda _, steps: imagined.actions[:, steps], generator=seeded(1))
+    th.testing.assert_close(again.observations, imagined.observations, atol=0.02 * imagined.observations.std().item(), rtol=0)
 
 
 @each_guide
@@ -438,12 +455,12 @@ def test_guidance_of_any_strength_stays_near_the_observed_range(guide: Guide) ->
     model, data = fitted(source), source.every_transition()
     asked = []
 
-    def policy(states: th.Tensor) -> th.Tensor:
+    def policy(states: th.Tensor, steps: slice) -> th.Tensor:
         asked.append(states)
         return linear_policy(states)
 
     imagined = model.imagine(data.observations[:50, 0], policy, guide, linear_critic(), 1e9, seeded(1))
-    states = (th.stack(asked), data.observations)
+    states = (th.cat(asked, dim=1), data.observations)
     for values, observed in (states, (imagined.rewards, data.rewards)):
         width = observed.max() - observed.min()
         assert values.isfinite().all()
@@ -528,7 +545,7 @@ def test_constant_dimensions_and_extreme_scales_are_learned_alike() -> None:
     errors = model.prediction_error(held_out, seeded(6))
     assert (errors["states"] < 0.2 * errors["nothing_changes"]).all()
     assert (errors["rewards"] < 0.2).all()
-    imagined = model.imagine(held_out.observations[:, 0], lambda _: held_out.actions, generator=seeded(7))
+    imagined = model.imagine(held_out.observations[:, 0], lambda _, steps: held_out.actions[:, steps], generator=seeded(7))
     assert th.allclose(imagined.observations[..., 2], th.tensor(0.1))
 
 
@@ -559,7 +576,7 @@ def test_terminations_are_imagined_at_the_real_rate(rule: Rule, network: str) ->
     # Segments that the end of the recording cut off say nothing about how long they would have gone on
     whole = held_out.mask.all(1) | held_out.terminations.any(1)
     real = held_out.map(lambda array: array[whole])
-    imagined = model.imagine(real.observations[:, 0], lambda _: real.actions, generator=seeded(6))
+    imagined = model.imagine(real.observations[:, 0], lambda _, steps: real.actions[:, steps], generator=seeded(6))
     real_rate = real.terminations[real.mask].float().mean().item()
     imagined_rate = imagined.terminations[imagined.mask].float().mean().item()
     assert 0.01 < real_rate < 0.1
@@ -569,7 +586,7 @@ def test_terminations_are_imagined_at_the_real_rate(rule: Rule, network: str) ->
 def test_terminations_are_imagined_where_the_real_rule_ends_the_episode() -> None:
     model = well_fitted(Recording(beyond_limit), 500)
     real = Recording(beyond_limit, seed=5).segments(5000)
-    imagined = model.imagine(real.observations[:, 0], lambda _: real.actions, generator=seeded(6))
+    imagined = model.imagine(real.observations[:, 0], lambda _, steps: real.actions[:, steps], generator=seeded(6))
     over = (imagined.observations[:, 1:, 0] > 1.2)[imagined.mask]
     terminated = imagined.terminations[imagined.mask]
     assert terminated[over].float().mean() > 0.7
@@ -618,15 +635,15 @@ def test_user_given_rule_of_termination_replaces_the_model() -> None:
         assert observations.shape == next_observations.shape == (len(actions), OBSERVATION_DIM)
         assert actions.shape[1:] == (ACTION_DIM,)
         received.append((observations, actions, next_observations))
-        return next_observations[:, 0] > observations[:, 0]
+        return next_observations[:, 0] > 0
 
     model = fitted(Recording(by_chance), termination_fn=rule)
     start = th.randn(50, OBSERVATION_DIM, generator=seeded())
     imagined = model.imagine(start, linear_policy, SigmoidAdvantageGuide(), linear_critic(), 1.0, seeded(1))
-    rises = imagined.observations[:, 1:, 0] > imagined.observations[:, :-1, 0]
-    assert th.equal(imagined.terminations[imagined.mask], rises[imagined.mask])
+    above = imagined.observations[:, 1:, 0] > 0
+    assert th.equal(imagined.terminations[imagined.mask], above[imagined.mask])
     assert imagined.terminations.any()
-    assert th.equal(imagined.mask, mask_after_termination(rises))
+    assert th.equal(imagined.mask, mask_after_termination(above))
     observations, actions, next_observations = received[-1]
     assert np.array_equal(observations, imagined.observations[:, :-1].reshape(-1, OBSERVATION_DIM))
     assert np.array_equal(actions, imagined.actions.reshape(-1, ACTION_DIM))
@@ -753,7 +770,7 @@ def test_setting_of_the_paper_works() -> None:
     assert np.isfinite(list(losses.values())).all()
     critic = Critic(lambda observations: observations.sum(-1), lambda rewards: rewards, GAMMA)
     imagined = model.imagine(
-        segments.observations[:3, 0], lambda states: states[..., :3], SigmoidAdvantageGuide(), critic, 3.0, seeded()
+        segments.observations[:3, 0], lambda states, _: states[..., :3], SigmoidAdvantageGuide(), critic, 3.0, seeded()
     )
     assert imagined.observations.shape == (3, 11, 11)
     assert imagined.observations.isfinite().all()

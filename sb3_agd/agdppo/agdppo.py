@@ -73,6 +73,9 @@ class AGDPPO(PPO):
     :param guidance_scale: Strength of the guidance, in standard deviations of the states per standard deviation of the
         advantage; in training it is multiplied by the explained variance of the critic, so that a critic that knows
         nothing guides nothing. It can be a function of the current progress remaining (from 1 to 0)
+    :param n_particles: Segments that are imagined for each one that is kept. With more than 1, the guide does not move
+        states: one of them is drawn, with a probability that grows with its objective. With 1, the guide moves the
+        states along the gradient of its objective, as in the paper
     :param horizon: Number of transitions of an imagined segment
     :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the current
         progress remaining (from 1 to 0). While it is 0, the world model is not trained either
@@ -123,6 +126,7 @@ class AGDPPO(PPO):
         device: th.device | str = "auto",
         guidance: str | Guide = "sag",
         guidance_scale: float | Schedule = 0.3,
+        n_particles: int = 1,
         horizon: int = 8,
         synthetic_ratio: float | Schedule = 8.0,
         n_denoising_steps: int = 4,
@@ -166,6 +170,7 @@ class AGDPPO(PPO):
         )
         self.guidance = guidance
         self.guidance_scale = guidance_scale
+        self.n_particles = n_particles
         self.horizon = horizon
         self.synthetic_ratio = synthetic_ratio
         self.n_denoising_steps = n_denoising_steps
@@ -209,6 +214,7 @@ class AGDPPO(PPO):
         return GuidanceCallback(
             guidance=self.guidance,
             guidance_scale=self.guidance_scale,
+            n_particles=self.n_particles,
             horizon=self.horizon,
             synthetic_ratio=self.synthetic_ratio,
             n_denoising_steps=self.n_denoising_steps,
@@ -294,7 +300,8 @@ class AGDPPO(PPO):
         scale = make_schedule("guidance_scale", self.guidance_scale if guidance_scale is None else guidance_scale)
         starts = th.as_tensor(codec.encode(observations), device=self.device)
         generator = self.imagination.generator(seed)
-        segments, _ = self.imagination.imagine(starts, guide, scale(max(0.0, self._current_progress_remaining)), generator)
+        progress_remaining = max(0.0, self._current_progress_remaining)
+        segments, _ = self.imagination.imagine(starts, guide, scale(progress_remaining), self.n_particles, generator)
         states = codec.decode(segments.observations).cpu().numpy().astype(codec.dtype)
         states[:, 0] = observations.reshape(len(observations), -1)
         return Segments(

@@ -87,6 +87,9 @@ class GuidanceCallback(BaseCallback):
     :param guidance_scale: Strength of the guidance, in standard deviations of the states per standard deviation of the
         advantage; it is multiplied by the explained variance of the critic. It can be a function of the remaining
         progress (from 1 to 0)
+    :param n_particles: Segments that are imagined for each one that is kept. With more than 1, the guide does not move
+        states: one of them is drawn, with a probability that grows with its objective. With 1, the guide moves the
+        states along the gradient of its objective, as in the paper
     :param horizon: Number of transitions of an imagined segment
     :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the remaining
         progress. With 0, the world model is not trained either
@@ -111,6 +114,7 @@ class GuidanceCallback(BaseCallback):
         self,
         guidance: str | Guide = "sag",
         guidance_scale: float | Schedule = 0.3,
+        n_particles: int = 1,
         horizon: int = 8,
         synthetic_ratio: float | Schedule = 8.0,
         n_denoising_steps: int = 4,
@@ -130,9 +134,11 @@ class GuidanceCallback(BaseCallback):
         self.guidance_scale = make_schedule("guidance_scale", guidance_scale)
         self.synthetic_ratio = make_schedule("synthetic_ratio", synthetic_ratio)
         self.world_model_learning_rate = make_schedule("world_model_learning_rate", world_model_learning_rate, positive=True)
+        check_integer("n_particles", n_particles, 1)
         check_integer("world_model_gradient_steps", world_model_gradient_steps, 1)
         check_integer("world_model_batch_size", world_model_batch_size, 1)
         check_integer("world_model_warmup", world_model_warmup, 0)
+        self.n_particles = n_particles
         self.world_model_gradient_steps = world_model_gradient_steps
         self.world_model_batch_size = world_model_batch_size
         self.world_model_warmup = world_model_warmup
@@ -231,7 +237,8 @@ class GuidanceCallback(BaseCallback):
         if ratio > 0 and imagination.state.fitted:
             imagination.bound_values(buffer, self.locals["values"], self.locals["dones"])
             with self._timed("imagine"):
-                imagination.augment(buffer, self.guide, self.guidance_scale(progress_remaining), ratio)
+                scale = self.guidance_scale(progress_remaining)
+                imagination.augment(buffer, self.guide, scale, self.n_particles, ratio)
         self._log(imagination, buffer)
 
     def _test(self, imagination: Imagination) -> None:

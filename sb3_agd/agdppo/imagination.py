@@ -18,6 +18,7 @@ from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.spaces import SpaceCodec, make_codec
 from sb3_agd.agdppo.trajectory_store import TrajectoryStore, WindowSource
 from sb3_agd.world_model import Critic, DiffusionWorldModel, Guide, Segments
+from sb3_agd.world_model.guides import select_particles
 
 # Imagination starts from states among this many newest transitions: older ones come from policies that are no more
 RECENT_TRANSITIONS = 20_000
@@ -304,21 +305,33 @@ class Imagination:
     # Imagining
 
     def imagine(
-        self, starts: th.Tensor, guide: Guide | None, guidance_scale: float, generator: th.Generator
-    ) -> tuple[Segments[th.Tensor], FixedNoisePolicy]:
+        self, starts: th.Tensor, guide: Guide | None, guidance_scale: float, n_particles: int, generator: th.Generator
+    ) -> tuple[Segments[th.Tensor], th.Tensor]:
         """
         :param starts: Start states as observation vectors, shape (B, observation_size)
         :param guide: The guide, ``None`` for none
         :param guidance_scale: Strength of the guidance
+        :param n_particles: Segments to choose each one from; with 1, the guide moves the states instead
         :param generator: Source of all noise
-        :return: Segments in raw units, and the policy that holds their actions as the rollout buffer stores them
+        :return: Segments in raw units, and their actions as the rollout buffer stores them, shape (B, H, action_dim)
         """
         agent, world_model = self.agent, self.world_model
         self.model.policy.set_training_mode(False)
-        policy = FixedNoisePolicy(agent, len(starts), world_model.horizon, generator)
         # A critic that has seen nothing, or only constant rewards, gives no unit to measure advantages in
         critic = Critic(self._bounded_values, agent.rewards, self.model.gamma, self.state.advantage_std or 1.0)
-        return world_model.imagine(starts, policy, guide, critic, guidance_scale, generator), policy
+        selects = guide is not None and n_particles > 1 and guidance_scale > 0
+        candidates = starts.repeat_interleave(n_particles, dim=0) if selects else starts
+        policy = FixedNoisePolicy(agent, len(candidates), world_model.horizon, generator)
+        segments = world_model.imagine(candidates, policy, None if selects else guide, critic, guidance_scale, generator)
+        actions = policy.actions
+        if selects:
+            assert guide is not None
+            with th.no_grad():
+                objectives = guide.objective(segments, critic).view(len(starts), n_particles)
+            first = th.arange(0, len(candidates), n_particles, device=starts.device)
+            chosen = first + select_particles(objectives, guidance_scale, generator)
+            segments, actions = segments.map(lambda array: array[chosen]), actions[chosen]
+        return segments, actions
 
     def _bounded_values(self, vectors: th.Tensor) -> th.Tensor:
         """
@@ -328,7 +341,12 @@ class Imagination:
         return th.clamp(self.agent.values(vectors), *self.state.value_range)
 
     def augment(
-        self, buffer: AugmentedRolloutBuffer, guide: Guide | None, guidance_scale: float, synthetic_ratio: float
+        self,
+        buffer: AugmentedRolloutBuffer,
+        guide: Guide | None,
+        guidance_scale: float,
+        n_particles: int,
+        synthetic_ratio: float,
     ) -> None:
         """
         Imagine segments from recent real states and add them to the rollout buffer.
@@ -336,6 +354,7 @@ class Imagination:
         :param buffer: The algorithm's rollout buffer
         :param guide: The guide, ``None`` for none
         :param guidance_scale: Strength of the guidance where the critic explains all of the returns
+        :param n_particles: See :meth:`imagine`
         :param synthetic_ratio: Imagined transitions per real one. Somewhat fewer are added where segments end early
         """
         n_rows = round(synthetic_ratio * buffer.buffer_size * buffer.n_envs)
@@ -344,16 +363,16 @@ class Imagination:
         chosen = self.state.rng.integers(len(rows), size=n_segments)
         starts = th.as_tensor(self.store.observations[streams[chosen], rows[chosen]], device=self.model.device)
         scale = guidance_scale * self.state.critic_trust
-        segments, policy = self.imagine(starts, guide, scale, self.generator())
-        buffer.augment(self._rollout_rows_of(segments, policy, n_rows), self.state.rng)
+        segments, actions = self.imagine(starts, guide, scale, n_particles, self.generator())
+        buffer.augment(self._rollout_rows_of(segments, actions.flatten(0, 1), n_rows), self.state.rng)
 
     @th.no_grad()
-    def _rollout_rows_of(self, segments: Segments[th.Tensor], policy: FixedNoisePolicy, n_rows: int) -> RolloutBufferSamples:
+    def _rollout_rows_of(self, segments: Segments[th.Tensor], actions: th.Tensor, n_rows: int) -> RolloutBufferSamples:
         """
         Values, log-probabilities and GAE of imagined segments by the current policy and critic.
 
         :param segments: In raw units
-        :param policy: The policy that acted in them
+        :param actions: Their actions as the rollout buffer stores them, shape (B * H, action_dim)
         :param n_rows: Number of rows at most
         :return: One row per transition that is not masked
         """
@@ -361,10 +380,8 @@ class Imagination:
         batch, horizon = segments.rewards.shape
         observations = agent.policy_observations(segments.observations[:, :-1])
         last_observations = agent.policy_observations(segments.observations[:, -1])
-        actions = policy.actions
-        if isinstance(model.action_space, spaces.Discrete):
-            actions = actions.long().flatten()
-        values, log_probs, _ = model.policy.evaluate_actions(observations, actions)
+        evaluated = actions.long().flatten() if isinstance(model.action_space, spaces.Discrete) else actions
+        values, log_probs, _ = model.policy.evaluate_actions(observations, evaluated)
         last_values = model.policy.predict_values(last_observations)
         all_values = th.cat([values.view(batch, horizon), last_values.view(batch, 1)], dim=1)
         low, high = self.state.value_range
@@ -376,7 +393,7 @@ class Imagination:
         rows = th.nonzero(kept).flatten()[:n_rows]
         return RolloutBufferSamples(
             observations[rows],
-            policy.actions[rows],
+            actions[rows],
             values.flatten()[rows],
             log_probs[rows],
             advantages.flatten()[rows],

@@ -151,7 +151,7 @@ class FixedNoisePolicy:
         if isinstance(distribution, StateDependentNoiseDistribution):
             shape: tuple[int, ...] = (n_segments, policy.log_std.shape[0], action_size)
         else:
-            shape = (n_segments * horizon, action_size)
+            shape = (n_segments, horizon, action_size)
         if isinstance(distribution, (DiagGaussianDistribution, StateDependentNoiseDistribution)):
             noise = th.randn(shape, generator=generator, device=generator.device)
         else:
@@ -159,30 +159,32 @@ class FixedNoisePolicy:
             bernoulli = isinstance(distribution, BernoulliDistribution)
             noise = th.logit(uniform) if bernoulli else -th.log(-th.log(uniform))
         self.noise = noise
-        # The newest actions as SB3's rollout buffer stores them, shape (B * H, action_dim)
+        # The newest actions as SB3's rollout buffer stores them, shape (B, n, action_dim)
         self.actions = th.empty(0)
 
     @th.no_grad()
-    def sample(self, observations: th.Tensor) -> th.Tensor:
+    def sample(self, observations: th.Tensor, steps: slice) -> th.Tensor:
         """
-        :param observations: As the policy sees them, shape (B * H, *observation_shape)
-        :return: Actions as SB3's rollout buffer stores them, shape (B * H, action_dim)
+        :param observations: As the policy sees them, shape (B * n, *observation_shape)
+        :param steps: Which n steps of the segments they belong to
+        :return: Actions as SB3's rollout buffer stores them, shape (B * n, action_dim)
         """
         policy = self.agent.model.policy
         distribution: Distribution = policy.get_distribution(observations)
         if isinstance(distribution, StateDependentNoiseDistribution):
             exploration = self.noise * distribution.get_std(policy.log_std)
-            latent = distribution._latent_sde.view(*self.batch, -1)
+            latent = distribution._latent_sde.view(len(exploration), -1, exploration.shape[1])
             actions = distribution.distribution.mean + th.bmm(latent, exploration).flatten(0, 1)
             return actions if distribution.bijector is None else distribution.bijector.forward(actions)
+        noise = self.noise[:, steps].flatten(0, 1)
         if isinstance(distribution, DiagGaussianDistribution):
-            return distribution.distribution.mean + distribution.distribution.stddev * self.noise
+            return distribution.distribution.mean + distribution.distribution.stddev * noise
         if isinstance(distribution, BernoulliDistribution):
-            return (distribution.distribution.logits + self.noise > 0).float()
+            return (distribution.distribution.logits + noise > 0).float()
         if isinstance(distribution, CategoricalDistribution):
-            return (distribution.distribution.logits + self.noise).argmax(-1, keepdim=True).float()
+            return (distribution.distribution.logits + noise).argmax(-1, keepdim=True).float()
         assert isinstance(distribution, MultiCategoricalDistribution)
-        parts = self.noise.split(distribution.action_dims, dim=-1)
+        parts = noise.split(distribution.action_dims, dim=-1)
         choices = [(part.logits + noise).argmax(-1) for part, noise in zip(distribution.distribution, parts, strict=True)]
         return th.stack(choices, dim=-1).float()
 
@@ -199,14 +201,16 @@ class FixedNoisePolicy:
             return low + 0.5 * (actions + 1.0) * (high - low)
         return th.clamp(actions, low, high)
 
-    def __call__(self, states: th.Tensor) -> th.Tensor:
+    def __call__(self, states: th.Tensor, steps: slice) -> th.Tensor:
         """
-        :param states: Observation vectors in raw units, shape (B, H, observation_size)
-        :return: Action vectors in raw units, shape (B, H, action_size)
+        :param states: Observation vectors in raw units, shape (B, n, observation_size)
+        :param steps: Which n steps of the segments they belong to
+        :return: Action vectors in raw units, shape (B, n, action_size)
         """
-        self.actions = self.sample(self.agent.policy_observations(states))
-        actions = self.environment_actions(self.actions)
+        buffered = self.sample(self.agent.policy_observations(states), steps)
+        self.actions = buffered.view(*states.shape[:2], -1)
+        actions = self.environment_actions(buffered)
         if not isinstance(self.agent.model.action_space, spaces.Box):
             encoded = self.agent.action_codec.encode(actions.cpu().numpy())
             actions = th.as_tensor(encoded, device=states.device)
-        return actions.view(*self.batch, -1)
+        return actions.view(*states.shape[:2], -1)

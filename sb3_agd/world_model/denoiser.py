@@ -6,12 +6,17 @@ state and the actions. The termination classifier judges single transitions.
 """
 
 import math
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch as th
 from torch import nn
 from torch.nn import functional as F
 
 TIME_EMBEDDING_DIM = 16
+# Actions at states, both standardised: states (B, n, observation_dim), and which n steps of the segment they belong to
+# -> (B, n, action_dim)
+StandardisedPolicy = Callable[[th.Tensor, slice], th.Tensor]
 # Highest frequency of the time embedding, in radians per unit of time
 TIME_EMBEDDING_MAX_FREQUENCY = 1000.0
 
@@ -35,6 +40,9 @@ class RecurrentDenoiser(nn.Module):
     motion are, and no estimate can see a later action. A network without this causality learns that an episode is
     about to end from the padding behind its end, a hint that it lacks when it imagines.
 
+    It can ask a policy for each action at the very state that it has just come to, so that states and actions fit
+    together after a single walk.
+
     :param observation_dim: Dimension of a state
     :param action_dim: Dimension of an action
     :param horizon: Number of transitions of a segment (any is possible, the weights do not depend on it)
@@ -42,10 +50,13 @@ class RecurrentDenoiser(nn.Module):
     :param depth: Number of hidden layers of one step
     """
 
+    asks_policy: ClassVar[bool] = True
+
     def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, depth: int):
         super().__init__()
         # Everything that is known beforehand enters through one matrix product for all the steps
-        self.input = nn.Linear(observation_dim + 1 + action_dim + TIME_EMBEDDING_DIM, width)
+        self.input = nn.Linear(observation_dim + 1 + TIME_EMBEDDING_DIM, width)
+        self.action = nn.Linear(action_dim, width, bias=False)
         self.state = nn.Linear(observation_dim, width, bias=False)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.change = nn.Linear(width, observation_dim)
@@ -54,18 +65,24 @@ class RecurrentDenoiser(nn.Module):
         nn.init.zeros_(self.change.weight)
         nn.init.zeros_(self.change.bias)
 
-    def forward(self, noisy: th.Tensor, time: th.Tensor, start: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    def forward(
+        self, noisy: th.Tensor, time: th.Tensor, start: th.Tensor, actions: th.Tensor | StandardisedPolicy
+    ) -> th.Tensor:
         """
         :param noisy: Noisy next states and, last, rewards, shape (B, H, observation_dim + 1)
         :param time: Noise level, shape (B,)
         :param start: Start states, shape (B, observation_dim)
-        :param actions: Shape (B, H, action_dim)
+        :param actions: Shape (B, H, action_dim), or a policy to ask
         :return: Clean next states and, last, rewards, shape (B, H, observation_dim + 1)
         """
         embedding = time_embedding(time)[:, None].expand(-1, noisy.shape[1], -1)
-        inputs = self.input(th.cat([noisy, actions, embedding], dim=-1))
+        inputs = self.input(th.cat([noisy, embedding], dim=-1))
+        if isinstance(actions, th.Tensor):
+            inputs = inputs + self.action(actions)
         state, states, features = start, [], []
-        for step_input in inputs.unbind(1):
+        for step, step_input in enumerate(inputs.unbind(1)):
+            if not isinstance(actions, th.Tensor):
+                step_input = step_input + self.action(actions(state[:, None], slice(step, step + 1))).squeeze(1)
             hidden = F.silu(step_input + self.state(state))
             for layer in self.hidden:
                 hidden = hidden + F.silu(layer(hidden))
@@ -86,6 +103,8 @@ class ResidualMLPDenoiser(nn.Module):
     :param depth: Number of residual blocks
     """
 
+    asks_policy: ClassVar[bool] = False
+
     def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, depth: int):
         super().__init__()
         output_dim = horizon * (observation_dim + 1)
@@ -96,7 +115,7 @@ class ResidualMLPDenoiser(nn.Module):
         self.output = nn.Linear(width, output_dim)
 
     def forward(self, noisy: th.Tensor, time: th.Tensor, start: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        """See :meth:`RecurrentDenoiser.forward`."""
+        """See :meth:`RecurrentDenoiser.forward`; the actions must be given."""
         hidden = self.input(th.cat([noisy.flatten(1), start, actions.flatten(1), time_embedding(time)], dim=-1))
         for block in self.blocks:
             hidden = hidden + block(hidden)

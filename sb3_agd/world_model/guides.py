@@ -1,9 +1,13 @@
 """
 Guides: what imagined segments are steered towards.
 
-A guide defines one scalar ``J`` per segment. The sampler moves the clean estimate of every reverse step by
-``scale * weight(t) * grad J``, so that segments come from the model's distribution reweighted by ``exp(scale * J)``
-(arXiv 2604.09035). The gradient goes through the critic, never through the denoiser.
+A guide defines one scalar ``J`` per segment, and segments are to come from the model's distribution reweighted by
+``exp(scale * J)`` (arXiv 2604.09035). There are two ways to that:
+
+- The sampler moves the clean estimate of every reverse step by ``scale * weight(t) * grad J``. The gradient goes
+  through the critic, never through the denoiser. Where the dynamics are nearly deterministic, this bends them.
+- Several segments are imagined from each start state, and :func:`select_particles` draws one of them: self-normalised
+  importance sampling, exact in the limit of many, which never leaves the dynamics.
 """
 
 from abc import ABC, abstractmethod
@@ -89,6 +93,18 @@ class RewardGuide(Guide):
 
     def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
         return (critic.rewards(segments.rewards) * segments.mask).sum(1) / critic.advantage_std
+
+
+def select_particles(objectives: th.Tensor, scale: float, generator: th.Generator | None = None) -> th.Tensor:
+    """
+    Draw one candidate of each group with probability proportional to ``exp(scale * J)``.
+
+    :param objectives: ``J`` of all candidates, shape (B, K)
+    :param scale: Strength of the guidance
+    :param generator: Source of randomness
+    :return: Which candidate of each group was drawn, shape (B,)
+    """
+    return th.multinomial((scale * objectives).softmax(1), 1, generator=generator).squeeze(1)
 
 
 GUIDES: dict[str, type[Guide]] = {

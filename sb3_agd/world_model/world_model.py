@@ -16,8 +16,9 @@ from sb3_agd.world_model.normalizer import Normalizer
 from sb3_agd.world_model.paths import PATHS, sample
 from sb3_agd.world_model.types import Segments, SegmentSource, mask_after_termination
 
-# Actions at imagined states: (B, H, observation_dim) -> (B, H, action_dim), both in raw units
-Policy = Callable[[th.Tensor], th.Tensor]
+# Actions at imagined states, both in raw units: states (B, n, observation_dim), and which n steps of the segment they
+# belong to -> (B, n, action_dim)
+Policy = Callable[[th.Tensor, slice], th.Tensor]
 # Terminal transitions: (N, observation_dim), (N, action_dim), (N, observation_dim) -> (N,) boolean, in raw units
 TerminationFn = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -115,7 +116,7 @@ class DiffusionWorldModel(nn.Module):
                 }
             )
         self.ema_networks = copy.deepcopy(self.networks).requires_grad_(False)
-        self.optimizer = th.optim.Adam(self.networks.parameters(), lr=learning_rate)
+        self.optimizer = th.optim.Adam(self.networks.parameters(), lr=learning_rate, fused=True)
 
     @property
     def device(self) -> th.device:
@@ -244,8 +245,9 @@ class DiffusionWorldModel(nn.Module):
         """
         Imagine one segment from each start state in one pass of reverse diffusion.
 
-        The policy is asked anew at every reverse step, at the clean estimate of the states. Its noise should be the
-        same at each call: then the actions returned are exact samples of the policy at the states returned.
+        The policy is asked anew at every reverse step, at the clean estimate of the states: by the recurrent denoiser
+        step by step on its way, otherwise for all steps at the estimate of the reverse step before. Its noise should be
+        the same at each call: then the actions returned are exact samples of the policy at the states returned.
 
         :param observations: Start states in raw units, shape (B, observation_dim); they are returned untouched
         :param policy: Actions at imagined states, both in raw units
@@ -262,20 +264,26 @@ class DiffusionWorldModel(nn.Module):
             raise ValueError("`critic` must be given with a `guide`")
         start = self.observation_normalizer(observations)
         states = observations[:, None].expand(-1, self.horizon + 1, -1)
-        actions = th.empty(0)
+        whole = slice(0, self.horizon)
+        denoiser = self.ema_networks["denoiser"]
         guidance_lengths = []
 
+        def act(standardised: th.Tensor, steps: slice) -> th.Tensor:
+            normalizer = self.observation_normalizer
+            return self.action_normalizer(policy(normalizer.inverse(normalizer.clamp(standardised)), steps))
+
         def denoise(noisy: th.Tensor, time: float) -> th.Tensor:
-            nonlocal states, actions
-            actions = policy(states[:, :-1])
+            nonlocal states
             level = th.full((len(noisy),), time, device=noisy.device)
-            clean = self._clamp(self.ema_networks["denoiser"](noisy, level, start, self.action_normalizer(actions)))
+            actions = act if denoiser.asks_policy else self.action_normalizer(policy(states[:, :-1], whole))
+            clean = self._clamp(denoiser(noisy, level, start, actions))
             states = self._raw_states(observations, clean)
             return clean
 
         def guidance(clean: th.Tensor, weight: float) -> th.Tensor:
             nonlocal states
             assert guide is not None and critic is not None
+            actions = policy(states[:, :-1], whole)
             with th.enable_grad():
                 leaf = clean.detach().requires_grad_()
                 objective = guide.objective(self._estimated_segments(observations, leaf, actions), critic)
@@ -291,7 +299,7 @@ class DiffusionWorldModel(nn.Module):
         noise = th.randn(shape, generator=generator, device=observations.device)
         clean = sample(self.path, denoise, noise, self.n_denoising_steps, generator, guidance if guided else None)
         states = self._raw_states(observations, clean)
-        actions = policy(states[:, :-1])
+        actions = policy(states[:, :-1], whole)
         probabilities = self._termination_probabilities(states, actions)
         draws = th.rand(probabilities.shape, generator=generator, device=observations.device)
         terminations = draws < probabilities
@@ -383,7 +391,7 @@ class DiffusionWorldModel(nn.Module):
             NaN where the segments hold nothing to compare
         """
         segments = self._on_device(segments)
-        imagined = self.imagine(segments.observations[:, 0], lambda _: segments.actions, generator=generator)
+        imagined = self.imagine(segments.observations[:, 0], lambda _, steps: segments.actions[:, steps], generator=generator)
         states, _, real = self._standardise(segments)
         _, _, predicted = self._standardise(imagined)
         mask = segments.mask
