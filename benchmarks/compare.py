@@ -6,20 +6,17 @@ run folder::
 """
 
 import argparse
-import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import matplotlib
-import numpy as np
 import pandas as pd
 import torch as th
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import EvalCallback
 
+from benchmarks.evaluation import TimedEvaluation
 from benchmarks.settings import algorithm_arguments, load_settings, make_environment
 from sb3_agd import AGDPPO
 
@@ -29,8 +26,6 @@ from matplotlib import pyplot as plt
 ALGORITHMS: dict[str, type[PPO]] = {"agdppo": AGDPPO, "ppo": PPO}
 # Colours that remain distinct for colour-blind readers (Okabe and Ito)
 COLOURS = {"agdppo": "#0072B2", "ppo": "#D55E00"}
-# Evaluation episodes must differ from those of training
-EVALUATION_SEED_OFFSET = 10_000
 
 
 def train(name: str, arguments: argparse.Namespace, folder: Path) -> pd.DataFrame:
@@ -43,54 +38,17 @@ def train(name: str, arguments: argparse.Namespace, folder: Path) -> pd.DataFram
     :return: One row per evaluation
     """
     settings = load_settings(name, arguments.env)
-    env = make_environment(arguments.env, settings, arguments.seed, training=True)
-    eval_env = make_environment(arguments.env, settings, arguments.seed + EVALUATION_SEED_OFFSET, training=False)
+    env = make_environment(arguments.env, settings, arguments.seed)
     model = ALGORITHMS[name](env=env, seed=arguments.seed, device="cpu", **algorithm_arguments(settings))
-    evaluation = TimedEvalCallback(
-        eval_env,
-        n_eval_episodes=arguments.eval_episodes,
-        eval_freq=max(arguments.eval_freq // env.num_envs, 1),
-        log_path=str(folder / name),
-        verbose=0,
-    )
+    file = folder / f"{name}.csv"
+    evaluation = TimedEvaluation(arguments.env, arguments.seed, arguments.eval_freq, arguments.eval_episodes, file)
     print(f"Training {model.__class__.__name__} on {arguments.env} for {arguments.steps:,} steps, seed {arguments.seed}")
     model.learn(arguments.steps, callback=evaluation, progress_bar=True)
     model.save(folder / name / "model")
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
         normalize.save(str(folder / name / "vecnormalize.pkl"))
-    returns = np.array(evaluation.evaluations_results)
-    table = pd.DataFrame(
-        {
-            "timesteps": evaluation.evaluations_timesteps,
-            "return_mean": returns.mean(axis=1),
-            "return_std": returns.std(axis=1),
-            "wall_seconds": evaluation.wall_seconds,
-        }
-    )
-    table.round(3).to_csv(folder / f"{name}.csv", index=False)
-    return table
-
-
-class TimedEvalCallback(EvalCallback):
-    """SB3's ``EvalCallback`` that also notes the training time, without the time of the evaluations."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.wall_seconds: list[float] = []
-        self._evaluation_seconds = 0.0
-
-    def _on_training_start(self) -> None:
-        super()._on_training_start()
-        self._start = time.perf_counter()
-
-    def _on_step(self) -> bool:
-        before = time.perf_counter()
-        go_on = super()._on_step()
-        if len(self.evaluations_timesteps) > len(self.wall_seconds):
-            self.wall_seconds.append(before - self._start - self._evaluation_seconds)
-            self._evaluation_seconds += time.perf_counter() - before
-        return go_on
+    return pd.read_csv(file)
 
 
 def plot(results: dict[str, pd.DataFrame], arguments: argparse.Namespace, file: Path) -> None:

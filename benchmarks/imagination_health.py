@@ -80,7 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     th.set_num_threads(1)
     settings = load_settings("agdppo", arguments.env)
-    env = make_environment(arguments.env, settings, arguments.seed, training=True)
+    env = make_environment(arguments.env, settings, arguments.seed)
     monitor = Monitor()
     AGDPPO(env=env, seed=arguments.seed, device="cpu", **algorithm_arguments(settings)).learn(arguments.steps, monitor)
     summary = {

@@ -40,16 +40,14 @@ def algorithm_arguments(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in ENVIRONMENT_KEYS}
 
 
-def make_environment(env_id: str, settings: dict[str, Any], seed: int, training: bool) -> VecEnv:
+def make_environment(env_id: str, settings: dict[str, Any], seed: int) -> VecEnv:
     """
     :param env_id: Name of the task
     :param settings: Settings of the task
     :param seed: Seed of the environments
-    :param training: Whether to train in it: an environment for evaluation gives raw rewards and keeps its statistics
-        fixed
-    :return: The environments, normalised if the settings ask for it
+    :return: The environments to train in, normalised if the settings ask for it
     """
-    env = make_vec_env(env_id, n_envs=settings["n_envs"] if training else 1, seed=seed)
+    env = make_vec_env(env_id, n_envs=settings["n_envs"], seed=seed)
     if not settings.get("normalize", False):
         return env
-    return VecNormalize(env, gamma=settings.get("gamma", 0.99), training=training, norm_reward=training)
+    return VecNormalize(env, gamma=settings.get("gamma", 0.99))

@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
+import torch as th
 from ray.cluster_utils import Cluster
 from scipy.stats import trim_mean
 
-from benchmarks import report, run
+from benchmarks import guidance_on_linear_task, report, run
+from benchmarks.guidance_on_linear_task import LinearTask
 from benchmarks.run import Outcome
 from benchmarks.suite import Run, Suite
 
@@ -285,3 +287,34 @@ def test_report_without_results_says_how_to_make_them(
     with pytest.raises(SystemExit):
         call(report, monkeypatch, suite_file, "--results", tmp_path)
     assert "python -m benchmarks.run small" in capsys.readouterr().err
+
+
+# Guidance where the truth is known
+
+
+def test_value_function_of_the_linear_task_is_the_expected_return() -> None:
+    task = LinearTask(noise=0.1)
+    generator = th.Generator().manual_seed(0)
+    n_episodes, length = 20_000, 200
+    states = th.tensor([1.0, -0.5]).expand(n_episodes, 2)
+    policy = task.policy(n_episodes, length, generator)
+    returns = th.zeros(n_episodes)
+    for step in range(length):
+        actions = policy(states[:, None], slice(step, step + 1))[:, 0]
+        returns += task.gamma**step * task.rewards(states, actions)
+        shock = th.stack([th.zeros(n_episodes), task.noise * th.randn(n_episodes, generator=generator)], dim=1)
+        states = task.expected(states, actions) + shock
+    standard_error = returns.std().item() / n_episodes**0.5
+    assert returns.mean().item() == pytest.approx(task.values(th.tensor([1.0, -0.5])).item(), abs=4 * standard_error)
+
+
+def test_particles_choose_better_actions_and_moved_states_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guidance_on_linear_task, "FITS", ((300, 3e-3), (100, 3e-4)))
+    monkeypatch.setattr(guidance_on_linear_task, "N_SEGMENTS", 1024)
+    rows = list(guidance_on_linear_task.measure(LinearTask(noise=0.0), scales=(1.0,), particles=(1, 8)))
+    by_kind = {(row["guidance"], row["particles"]): row for row in rows}
+    none = by_kind["none", 1]
+    for guidance in ("sag", "eag"):
+        moved, chosen = by_kind[guidance, 1], by_kind[guidance, 8]
+        assert chosen["true"] > none["true"] + 0.05 > moved["true"]
+        assert chosen["off"] < 1.1 * none["off"] < moved["off"]
