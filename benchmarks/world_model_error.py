@@ -25,6 +25,8 @@ from sb3_agd.agdppo.trajectory_store import TrajectoryStore, WindowSource
 
 N_TURNS = 10
 TURN_STEPS = 2_000
+# Transitions of a segment
+HORIZON = 8
 PPO_STEPS = 20_000
 
 
@@ -63,7 +65,7 @@ def fit_and_test(env_id: str, arguments: argparse.Namespace) -> dict[str, list[f
     """
     training, held_out = collect(env_id, arguments.seed)
     rng = np.random.default_rng(arguments.seed)
-    model = DiffusionWorldModel(training.observation_dim, training.action_dim, seed=arguments.seed)
+    model = DiffusionWorldModel(training.observation_dim, training.action_dim, HORIZON, seed=arguments.seed)
     everything = training.windows(*training.recent_starts(training.n_rows), horizon=1)
     columns = (everything.observations[:, 1], everything.actions[:, 0], everything.rewards[:, 0])
     model.observe(*columns, everything.terminations[:, 0])

@@ -131,13 +131,14 @@ def test_guidance_moves_the_imagined_states_but_never_the_start(guidance: str) -
     assert np.array_equal(guided.observations[:, 0], starts)
 
 
-def test_a_guide_of_ones_own_is_used() -> None:
+@pytest.mark.parametrize("n_particles", [1, 16])
+def test_a_guide_of_ones_own_is_used(n_particles: int) -> None:
     class FirstDimension(Guide):
         def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
             return segments.observations[..., 0].sum(1)
 
     # Unpredictable observations: there is something to choose from
-    arguments = SMALL | {"world_model_gradient_steps": 100, "n_denoising_steps": 8}
+    arguments = SMALL | {"world_model_gradient_steps": 100, "n_denoising_steps": 8, "n_particles": n_particles}
     model = AGDPPO("MlpPolicy", ToyEnv(), guidance=FirstDimension(), **arguments).learn(64)
     starts = np.zeros((200, 3), dtype=np.float32)
     guided = model.imagine(starts, guidance_scale=3.0, seed=0).observations[:, 1:, 0].mean()
@@ -200,7 +201,7 @@ def test_a_known_termination_rule_replaces_the_learned_one() -> None:
         seen.append((observations.shape, actions.shape, next_observations.shape))
         return np.ones(len(observations), dtype=bool)
 
-    model = AGDPPO("MlpPolicy", ToyEnv(), termination_fn=always, **SMALL).learn(64)
+    model = AGDPPO("MlpPolicy", ToyEnv(), termination_fn=always, n_particles=1, **SMALL).learn(64)
     segments = model.imagine(np.zeros((6, 3), dtype=np.float32))
     assert segments.terminations.all()
     assert np.array_equal(segments.mask, np.arange(4)[None].repeat(6, 0) == 0)

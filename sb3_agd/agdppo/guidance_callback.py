@@ -84,9 +84,9 @@ class GuidanceCallback(BaseCallback):
 
     :param guidance: What imagined segments are steered towards: ``"sag"`` or ``"eag"`` (Sigmoid or Exponential
         Advantage Guidance), ``"reward"``, ``"none"``, or a :class:`Guide` of your own
-    :param guidance_scale: Strength of the guidance, in standard deviations of the states per standard deviation of the
-        advantage; it is multiplied by the explained variance of the critic. It can be a function of the remaining
-        progress (from 1 to 0)
+    :param guidance_scale: Strength of the guidance, per standard deviation of the advantage: segments are reweighted by
+        ``exp(guidance_scale * objective)``. It is multiplied by the explained variance of the critic. It can be a
+        function of the remaining progress (from 1 to 0)
     :param n_particles: Segments that are imagined for each one that is kept. With more than 1, the guide does not move
         states: one of them is drawn, with a probability that grows with its objective. With 1, the guide moves the
         states along the gradient of its objective, as in the paper
@@ -113,14 +113,14 @@ class GuidanceCallback(BaseCallback):
     def __init__(
         self,
         guidance: str | Guide = "sag",
-        guidance_scale: float | Schedule = 0.3,
-        n_particles: int = 1,
-        horizon: int = 8,
+        guidance_scale: float | Schedule = 1.0,
+        n_particles: int = 4,
+        horizon: int = 16,
         synthetic_ratio: float | Schedule = 8.0,
-        n_denoising_steps: int = 4,
+        n_denoising_steps: int = 2,
         sampler: str = "flow",
-        world_model_gradient_steps: int = 100,
-        world_model_batch_size: int = 256,
+        world_model_gradient_steps: int = 50,
+        world_model_batch_size: int = 64,
         world_model_learning_rate: float | Schedule = 3e-3,
         world_model_warmup: int = 1000,
         world_model_buffer_size: int = 1_000_000,
