@@ -138,8 +138,8 @@ def test_record_holds_what_made_the_run(
     assert record["task"] == "Hopper-v5" and record["seed"] == 3 and record["commit"] == run.commit()
     # From the variant, from the settings file, from the signature
     assert record["hyperparameters"]["guidance"] == "eag"
-    assert record["hyperparameters"]["gamma"] == 0.999
-    assert record["hyperparameters"]["n_denoising_steps"] == 4
+    assert record["hyperparameters"]["max_grad_norm"] == 0.7
+    assert record["hyperparameters"]["n_denoising_steps"] == 2
 
 
 def test_failed_run_is_reported_and_the_others_go_on(

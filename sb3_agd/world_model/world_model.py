@@ -61,7 +61,7 @@ class DiffusionWorldModel(nn.Module):
         self,
         observation_dim: int,
         action_dim: int,
-        horizon: int = 16,
+        horizon: int = 8,
         sampler: str = "flow",
         n_denoising_steps: int = 2,
         network: str = "recurrent",
