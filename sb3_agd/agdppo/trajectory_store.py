@@ -1,5 +1,7 @@
 """All real transitions, kept so that windows of consecutive ones can be drawn in time that does not grow with their number."""
 
+from collections import deque
+from itertools import chain
 from typing import IO
 
 import numpy as np
@@ -52,10 +54,22 @@ class TrajectoryStore:
         # window runs across one
         self.is_transition = np.zeros(shape, dtype=bool)
         self.position = np.zeros(self.n_streams, dtype=np.int64)
+        self._count()
+
+    def _count(self) -> None:
+        """Look through all rows for what :meth:`add` then keeps up to date, so that nothing else needs to."""
+        used = self.is_transition[:, : self._n_used()]
+        self._n_transitions = int(used.sum())
+        # Rows of the terminal transitions of each stream, oldest first
+        self._terminal_rows: list[deque[int]] = []
+        for stream, position in enumerate(self.position):
+            rows = np.flatnonzero(used[stream] & self.terminations[stream, : used.shape[1]])
+            oldest_first = np.argsort((rows - position - 1) % self.n_rows)
+            self._terminal_rows.append(deque(rows[oldest_first].tolist()))
 
     def __len__(self) -> int:
         """Number of transitions held."""
-        return int(self.is_transition[:, : self._n_used()].sum())
+        return self._n_transitions
 
     def _n_used(self) -> int:
         """Number of rows of a stream that were ever written."""
@@ -83,14 +97,32 @@ class TrajectoryStore:
         """
         streams = np.arange(self.n_streams)
         row, after = self.position % self.n_rows, (self.position + 1) % self.n_rows
+        for overwritten in (row, after):
+            self._forget(streams, overwritten)
         self.observations[streams, row] = observations
         self.actions[streams, row] = actions
         self.rewards[streams, row] = rewards
         self.terminations[streams, row] = terminations
         self.is_transition[streams, row] = True
         self.observations[streams, after] = next_observations
-        self.is_transition[streams, after] = False
         self.position += 1 + episode_ends
+        self._n_transitions += self.n_streams
+        for stream in np.flatnonzero(terminations):
+            self._terminal_rows[stream].append(int(row[stream]))
+
+    def _forget(self, streams: np.ndarray, rows: np.ndarray) -> None:
+        """
+        Take rows that are about to be overwritten out of the account.
+
+        :param streams: All streams
+        :param rows: One row of each stream
+        """
+        held = self.is_transition[streams, rows]
+        self._n_transitions -= int(held.sum())
+        for stream in np.flatnonzero(held & self.terminations[streams, rows]):
+            # Rows are overwritten in the order in which they were written
+            self._terminal_rows[stream].popleft()
+        self.is_transition[streams, rows] = False
 
     def end_episodes(self) -> None:
         """Close all unfinished episodes, because the environments are about to be reset from outside."""
@@ -142,9 +174,9 @@ class TrajectoryStore:
         """
         :return: Streams and rows of all terminal transitions
         """
-        used = slice(self._n_used())
-        streams, rows = np.nonzero(self.terminations[:, used] & self.is_transition[:, used])
-        return streams, rows
+        counts = [len(rows) for rows in self._terminal_rows]
+        rows = np.fromiter(chain.from_iterable(self._terminal_rows), dtype=np.int64, count=sum(counts))
+        return np.repeat(np.arange(self.n_streams), counts), rows
 
     def windows(self, streams: np.ndarray, rows: np.ndarray, horizon: int) -> Segments[th.Tensor]:
         """
@@ -228,6 +260,7 @@ class TrajectoryStore:
         for name in ARRAYS:
             getattr(self, name)[:, :n_used] = loaded[name]
         self.position[:] = loaded["position"]
+        self._count()
 
 
 class WindowSource:

@@ -1,0 +1,283 @@
+"""
+What imagination and the training of the world model cost, on the shapes of HalfCheetah-v5::
+
+    python -m benchmarks.speed --threads 1
+
+All figures are medians of interleaved repetitions of one run: on a machine with other work, only their ratios mean
+something. The program prints a table and writes ``benchmarks/results/speed.json``.
+"""
+
+import argparse
+import inspect
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from rich.console import Console
+from rich.table import Table
+from stable_baselines3 import PPO
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.run import processor
+from benchmarks.settings import algorithm_arguments, load_settings, make_environment
+from benchmarks.suite import RESULTS
+from sb3_agd import AGDPPO
+from sb3_agd.agdppo.trajectory_store import TrajectoryStore, WindowSource
+from sb3_agd.world_model.guides import SigmoidAdvantageGuide
+
+ENV_ID = "HalfCheetah-v5"
+REPETITIONS = 7
+# The setting of the paper
+PAPER: dict[str, Any] = {
+    "sampler": "ddpm",
+    "n_denoising_steps": 128,
+    "n_particles": 1,
+    "horizon": 10,
+    "world_model_kwargs": {"network": "mlp", "width": 1024, "depth": 6},
+}
+PAPER_SEGMENTS = 512
+SEGMENTS = {"cpu": 512, "cuda": 8192}
+# Updates of the world model that are timed together
+UPDATES = 20
+MATMUL_SIZE = 2048
+STORE_SIZES = (10_000, 1_000_000)
+
+
+class Stopwatch:
+    """
+    Repeated, interleaved measurements.
+
+    :param device: Device that has to be waited for
+    """
+
+    def __init__(self, device: th.device):
+        self.device = device
+        self.tasks: dict[str, Callable[[], Any]] = {}
+
+    def measure(self, repetitions: int) -> dict[str, float]:
+        """
+        :param repetitions: How often each task is timed, after once without timing
+        :return: Median seconds of each task
+        """
+        seconds: dict[str, list[float]] = {name: [] for name in self.tasks}
+        for repetition in range(repetitions + 1):
+            for name, task in self.tasks.items():
+                start = time.perf_counter()
+                task()
+                if self.device.type == "cuda":
+                    th.cuda.synchronize()
+                if repetition > 0:
+                    seconds[name].append(time.perf_counter() - start)
+        return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+def make_agent(algorithm: type[PPO], device: th.device, **changes: Any) -> PPO:
+    """
+    :param algorithm: AGDPPO or PPO
+    :param device: Device
+    :param changes: What differs from AGDPPO's settings for the task
+    :return: The agent after a few rollouts, with everything fitted once
+    """
+    settings = load_settings("agdppo", ENV_ID)
+    env = make_environment(ENV_ID, settings, seed=0)
+    arguments = algorithm_arguments(settings) | changes
+    if algorithm is PPO:
+        known = inspect.signature(PPO).parameters
+        arguments = {name: value for name, value in arguments.items() if name in known}
+    return algorithm(env=env, seed=0, device=device, **arguments)
+
+
+def imagination_task(agent: AGDPPO, n_segments: int) -> Callable[[], Any]:
+    """
+    :param agent: The agent
+    :param n_segments: Segments to imagine
+    :return: What is timed: guided imagination
+    """
+    imagination = agent.imagination
+    chosen = np.random.default_rng(0).integers(len(imagination.store), size=n_segments)
+    streams, rows = (starts[chosen] for starts in imagination.store.recent_starts(len(imagination.store)))
+    starts = th.as_tensor(imagination.store.observations[streams, rows], device=agent.device)
+    generator = imagination.generator(0)
+    scale = 1.0 if agent.n_particles > 1 else 0.3
+    return lambda: imagination.imagine(starts, SigmoidAdvantageGuide(), scale, agent.n_particles, generator)
+
+
+def fit_task(agent: AGDPPO, store: TrajectoryStore) -> Callable[[], Any]:
+    """
+    :param agent: The agent
+    :param store: Training data
+    :return: What is timed: some updates of its world model
+    """
+    generator, rng = agent.imagination.generator(0), np.random.default_rng(0)
+
+    def fit() -> None:
+        source = WindowSource(store, agent.horizon, rng)
+        agent.world_model.fit(source, UPDATES, agent.world_model_batch_size, generator=generator)
+
+    return fit
+
+
+def filled_store(n_transitions: int, observation_dim: int, action_dim: int) -> TrajectoryStore:
+    """
+    :param n_transitions: Number of transitions
+    :param observation_dim: Length of an observation
+    :param action_dim: Length of an action
+    :return: A store with that many transitions, in episodes of 1000
+    """
+    rng = np.random.default_rng(0)
+    store = TrajectoryStore(max(STORE_SIZES) + 2, 1, observation_dim, action_dim)
+    observations = rng.normal(size=(1001, 1, observation_dim)).astype(np.float32)
+    actions = rng.normal(size=(1000, 1, action_dim)).astype(np.float32)
+    never, always = np.zeros(1, dtype=bool), np.ones(1, dtype=bool)
+    for transition in range(n_transitions):
+        step = transition % 1000
+        last = step == 999
+        # Every fifth episode ends in a terminal state, so that the classifier has something to learn
+        terminal = always if last and transition % 5000 == 4999 else never
+        store.add(
+            observations[step],
+            actions[step],
+            observations[step, :, 0],
+            observations[step + 1],
+            terminal,
+            always if last else never,
+        )
+    return store
+
+
+def flops(task: Callable[[], Any]) -> int:
+    """
+    :param task: Something that computes with torch
+    :return: Floating-point operations of its matrix products
+    """
+    counter = FlopCounterMode(display=False)
+    with counter:
+        task()
+    return counter.get_total_flops()
+
+
+def training_split(agent: AGDPPO, n_rollouts: int) -> dict[str, float]:
+    """
+    :param agent: The agent
+    :param n_rollouts: Number of rollouts to train for
+    :return: Seconds per environment step, in all and for each part
+    """
+    parts = {"fit": 0.0, "imagine": 0.0, "update": 0.0}
+
+    def timed(name: str, function: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            parts[name] += time.perf_counter() - start
+            return result
+
+        return call
+
+    imagination: Any = agent.imagination
+    imagination.fit = timed("fit", imagination.fit)
+    imagination.augment = timed("imagine", imagination.augment)
+    agent.train = timed("update", agent.train)  # type: ignore[method-assign]
+    n_steps = n_rollouts * agent.n_steps * agent.n_envs
+    start = time.perf_counter()
+    agent.learn(n_steps, reset_num_timesteps=False)
+    total = time.perf_counter() - start
+    del imagination.fit, imagination.augment, agent.train
+    return {
+        "total": total / n_steps,
+        **{name: seconds / n_steps for name, seconds in parts.items()},
+        "environment": (total - sum(parts.values())) / n_steps,
+    }
+
+
+def main() -> None:
+    """Parse the command line, measure, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if th.cuda.is_available() else "cpu")
+    parser.add_argument("--repetitions", type=int, default=REPETITIONS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "speed.json")
+    arguments = parser.parse_args()
+    if arguments.repetitions < REPETITIONS:
+        parser.error(f"--repetitions must be at least {REPETITIONS}")
+    th.set_num_threads(arguments.threads)
+    device = th.device(arguments.device)
+    n_segments = SEGMENTS[device.type]
+
+    agent, baseline = make_agent(AGDPPO, device), make_agent(PPO, device)
+    paper = make_agent(AGDPPO, device, **PAPER, world_model_gradient_steps=1)
+    assert isinstance(agent, AGDPPO) and isinstance(paper, AGDPPO)
+    for learner in (agent, baseline, paper):
+        learner.learn(2048)
+    size = agent.imagination.observation_codec.size, agent.imagination.action_codec.size
+    stores = {n: filled_store(n, *size) for n in STORE_SIZES}
+
+    watch = Stopwatch(device)
+    watch.tasks["imagine"] = imagination_task(agent, n_segments)
+    watch.tasks["imagine_paper"] = imagination_task(paper, PAPER_SEGMENTS)
+    matrix = th.randn(MATMUL_SIZE, MATMUL_SIZE, device=device)
+    watch.tasks["matmul"] = lambda: matrix @ matrix
+    for n, store in stores.items():
+        watch.tasks[f"fit_{n}"] = fit_task(agent, store)
+    seconds = watch.measure(arguments.repetitions)
+    splits = [(training_split(agent, 2), baseline_step_seconds(baseline, 2)) for _ in range(arguments.repetitions)]
+
+    matmul_rate = 2 * MATMUL_SIZE**3 / seconds["matmul"]
+    small, large = (seconds[f"fit_{n}"] / UPDATES for n in STORE_SIZES)
+    transitions = n_segments * agent.horizon
+    paper_rate = PAPER_SEGMENTS * paper.horizon / seconds["imagine_paper"]
+    store = stores[max(STORE_SIZES)]
+    stored_bytes = sum(getattr(store, name)[:, : len(store)].nbytes for name in ("observations", "actions", "rewards"))
+    figures: dict[str, Any] = {
+        "imagined transitions per second": transitions * agent.n_particles / seconds["imagine"],
+        "of these kept": transitions / seconds["imagine"],
+        "imagined transitions per second, paper": paper_rate,
+        "ratio to the paper": transitions * agent.n_particles / seconds["imagine"] / paper_rate,
+        "world-model updates per second": 1 / small,
+        "share of the matmul limit, world-model update": flops(watch.tasks[f"fit_{min(STORE_SIZES)}"])
+        / UPDATES
+        / small
+        / matmul_rate,
+        "share of the matmul limit, imagination": flops(watch.tasks["imagine"]) / seconds["imagine"] / matmul_rate,
+        "matmul GFLOP/s": matmul_rate / 1e9,
+        "time of an update at 1,000,000 transitions to 10,000": large / small,
+        "bytes per stored float": stored_bytes / len(store) / (sum(size) + 1),
+        "AGDPPO's time per step to PPO's": float(np.median([ours["total"] / theirs for ours, theirs in splits])),
+    }
+    for part in ("environment", "fit", "imagine", "update"):
+        figures[f"share of AGDPPO's time, {part}"] = float(np.median([ours[part] / ours["total"] for ours, _ in splits]))
+    table = Table(title=f"{arguments.device}, {arguments.threads} threads", show_header=False)
+    for name, figure in figures.items():
+        table.add_row(name, f"{figure:,.4g}")
+    Console().print(table)
+    record = {
+        "device": th.cuda.get_device_name() if device.type == "cuda" else processor(),
+        "cpu_count": os.cpu_count(),
+        "threads": arguments.threads,
+        "repetitions": arguments.repetitions,
+        "python": platform.python_version(),
+        "torch": th.__version__,
+        **figures,
+    }
+    arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def baseline_step_seconds(agent: PPO, n_rollouts: int) -> float:
+    """
+    :param agent: The agent
+    :param n_rollouts: Number of rollouts to train for
+    :return: Seconds per environment step
+    """
+    n_steps = n_rollouts * agent.n_steps * agent.n_envs
+    start = time.perf_counter()
+    agent.learn(n_steps, reset_num_timesteps=False)
+    return (time.perf_counter() - start) / n_steps
+
+
+if __name__ == "__main__":
+    main()
