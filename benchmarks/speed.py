@@ -43,6 +43,8 @@ PAPER: dict[str, Any] = {
 }
 PAPER_SEGMENTS = 512
 SEGMENTS = {"cpu": 512, "cuda": 8192}
+# Newest transitions that training prefers
+RECENT = 5120
 # Updates of the world model that are timed together
 UPDATES = 20
 MATMUL_SIZE = 2048
@@ -117,7 +119,7 @@ def fit_task(agent: AGDPPO, store: TrajectoryStore) -> Callable[[], Any]:
     generator, rng = agent.imagination.generator(0), np.random.default_rng(0)
 
     def fit() -> None:
-        source = WindowSource(store, agent.horizon, rng)
+        source = WindowSource(store, agent.horizon, RECENT, rng)
         agent.world_model.fit(source, UPDATES, agent.world_model_batch_size, generator=generator)
 
     return fit

@@ -71,7 +71,12 @@ def fit_and_test(env_id: str, arguments: argparse.Namespace) -> dict[str, list[f
     model.observe(*columns, everything.terminations[:, 0])
     generator = th.Generator().manual_seed(arguments.seed)
     start = time.perf_counter()
-    model.fit(WindowSource(training, model.horizon, rng), arguments.updates, arguments.batch_size, generator=generator)
+    model.fit(
+        WindowSource(training, model.horizon, N_TURNS * TURN_STEPS, rng),
+        arguments.updates,
+        arguments.batch_size,
+        generator=generator,
+    )
     duration = time.perf_counter() - start
     errors = model.prediction_error(held_out.windows(*held_out.recent_starts(held_out.n_rows), model.horizon), generator)
     return {

@@ -362,7 +362,7 @@ def test_changing_a_window_does_not_change_the_store() -> None:
 def test_training_windows_are_drawn_from_the_store() -> None:
     recorder = Recorder(n_rows=40, n_streams=2, max_length=6)
     recorder.run(60)
-    source = WindowSource(recorder.store, 4, np.random.default_rng(0))
+    source = WindowSource(recorder.store, 4, 80, np.random.default_rng(0))
     windows = source.segments(2000)
     assert len(windows) == 2000
     held = {recorder.streams[s].episodes[e][i].observation.tobytes() for s, e, i in recorder.all_held()}
@@ -375,14 +375,34 @@ def test_terminal_transitions_of_the_training_data_are_all_those_that_are_held()
     recorder.run(60)
     held = [recorder.streams[s].episodes[e][i] for s, e, i in recorder.all_held()]
     terminal = {t.observation.tobytes(): t for t in held if t.termination}
-    source = WindowSource(recorder.store, 4, np.random.default_rng(0))
-    assert source.termination_rate == len(terminal) / len(held)
+    source = WindowSource(recorder.store, 4, 80, np.random.default_rng(0))
+    assert source.termination_rate == pytest.approx(len(terminal) / len(held))
     drawn = source.terminal_transitions(200)
     assert drawn.terminations.all()
     assert drawn.mask.shape == (200, 1)
     assert {state.tobytes() for state in drawn.observations[:, 0].numpy()} == set(terminal)
     for state, next_state in drawn.observations.numpy():
         assert np.array_equal(terminal[state.tobytes()].next_observation, next_state)
+
+
+def test_half_of_the_training_data_is_new_and_terminations_come_at_the_rate_that_is_told() -> None:
+    store = TrajectoryStore(2000, 1, 1, 1)
+    yes, no = np.ones(1, dtype=bool), np.zeros(1, dtype=bool)
+    for step in range(1000):
+        # Every tenth transition is terminal, of the newest hundred every second one
+        terminal = yes if step % (2 if step >= 900 else 10) == 1 else no
+        store.add(np.array([[step]]), np.array([[0]]), np.zeros(1), np.array([[step + 1]]), terminal, terminal)
+    n_recent_rows = int(store.position[0]) - int(np.flatnonzero(store.observations[0, :, 0] == 900)[0])
+    source = WindowSource(store, 1, n_recent_rows, np.random.default_rng(0))
+    assert source.termination_rate == pytest.approx(0.5 * 140 / 1000 + 0.5 * 0.5)
+    n_drawn, error = 20_000, 5 * 0.5 / np.sqrt(20_000)
+    windows, terminals = source.segments(n_drawn), source.terminal_transitions(n_drawn)
+    assert (windows.observations[:, 0, 0] >= 900).float().mean().item() == pytest.approx(0.5 + 0.5 * 0.1, abs=error)
+    assert windows.terminations.float().mean().item() == pytest.approx(source.termination_rate, abs=error)
+    # Terminal transitions are drawn as the terminal ones among the windows are
+    for drawn in (terminals.observations[:, 0, 0], windows.observations[windows.terminations[:, 0], 0, 0]):
+        share = (0.5 * 50 / 1000 + 0.5 * 0.5) / source.termination_rate
+        assert (drawn >= 900).float().mean().item() == pytest.approx(share, abs=2 * error)
 
 
 def test_overwritten_terminations_are_not_counted() -> None:
@@ -393,7 +413,7 @@ def test_overwritten_terminations_are_not_counted() -> None:
         # Episodes of one transition, of which only the first four end in a terminal state
         termination = yes if step < 4 else no
         store.add(np.array([[step]]), np.array([[0]]), np.zeros(1), np.array([[step]]), termination, yes)
-    assert WindowSource(store, 2, np.random.default_rng(0)).termination_rate == 0
+    assert WindowSource(store, 2, 4, np.random.default_rng(0)).termination_rate == 0
     assert len(store.terminal_starts()[0]) == 0
 
 

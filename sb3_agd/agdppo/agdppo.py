@@ -2,7 +2,8 @@
 
 import io
 import pathlib
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import IO, Any, TypeVar, cast
 
 import numpy as np
 import torch as th
@@ -14,6 +15,7 @@ from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_agd.agdppo.files import replaced_file
 from sb3_agd.agdppo.guidance_callback import GuidanceCallback, make_guide, make_schedule
 from sb3_agd.agdppo.imagination import Imagination, ImaginationState
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
@@ -313,16 +315,40 @@ class AGDPPO(PPO):
             mask=segments.mask.cpu().numpy(),
         )
 
-    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
         """
-        Save the real transitions as plain arrays (npz, whatever the name of the file).
+        Save all the attributes of the object and the model parameters in a zip-file. A file of that name is replaced
+        only once the new one is complete.
 
         :param path: Path to the file, or an open file; missing folders are created
+        :param exclude: name of parameters that should be excluded in addition to the default ones
+        :param include: name of parameters that might be excluded but should be included anyway
+        :raises OSError: If the file cannot be written
         """
-        file = open_path(path, "w", verbose=self.verbose, suffix="npz")
-        self.replay_buffer.save(file)
         if isinstance(path, (str, pathlib.Path)):
-            file.close()
+            with replaced_file(path, suffix="zip") as file:
+                super().save(cast(io.BufferedIOBase, file), exclude, include)
+        else:
+            super().save(path, exclude, include)
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the real transitions as plain arrays (npz, whatever the name of the file). A file of that name is replaced
+        only once the new one is complete.
+
+        :param path: Path to the file, or an open file; missing folders are created
+        :raises OSError: If the file cannot be written
+        """
+        if isinstance(path, (str, pathlib.Path)):
+            with replaced_file(path, suffix="npz") as file:
+                self.replay_buffer.save(file)
+        else:
+            self.replay_buffer.save(cast(IO[bytes], path))
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """

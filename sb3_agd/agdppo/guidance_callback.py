@@ -1,6 +1,7 @@
 """The callback that puts imagined segments into the rollout buffer before each update."""
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -161,6 +162,7 @@ class GuidanceCallback(BaseCallback):
         self.imagination: Imagination | None = None
         self._seconds = {"fit": 0.0, "imagine": 0.0}
         self._iteration_start = time.perf_counter()
+        self._warned_of_divergence = False
 
     @property
     def _buffer(self) -> AugmentedRolloutBuffer:
@@ -232,9 +234,10 @@ class GuidanceCallback(BaseCallback):
         if ratio > 0 and imagination.state.fitted:
             self._test(imagination)
         # A model loaded without its transitions imagines at once, but must not forget on a handful of new ones
+        usable = imagination.state.fitted
         if ratio > 0 and len(imagination.store) >= self.world_model_warmup:
-            self._fit(imagination, progress_remaining)
-        if ratio > 0 and imagination.state.fitted:
+            usable = self._fit(imagination, progress_remaining)
+        if ratio > 0 and usable:
             imagination.bound_values(buffer, self.locals["values"], self.locals["dones"])
             with self._timed("imagine"):
                 scale = self.guidance_scale(progress_remaining)
@@ -259,12 +262,13 @@ class GuidanceCallback(BaseCallback):
             if not figure.isnan():
                 self.logger.record(f"agd/{name}", figure.item())
 
-    def _fit(self, imagination: Imagination, progress_remaining: float) -> None:
+    def _fit(self, imagination: Imagination, progress_remaining: float) -> bool:
         """
         Train the world model on all stored transitions.
 
         :param imagination: World model and data
         :param progress_remaining: Remaining progress, from 1 to 0
+        :return: Whether it worked: if not, this rollout has to do with real data only
         """
         first = not imagination.state.fitted
         gradient_steps = self.world_model_gradient_steps * (WARMUP_FITS if first else 1)
@@ -272,14 +276,25 @@ class GuidanceCallback(BaseCallback):
             self._timed("fit"),
             tqdm(desc="World model warm-up", total=gradient_steps, disable=not (first and self.progress_bar)) as bar,
         ):
-            losses = imagination.fit(
-                gradient_steps,
-                self.world_model_batch_size,
-                self.world_model_learning_rate(progress_remaining),
-                bar.update,
-            )
+            try:
+                losses = imagination.fit(
+                    gradient_steps,
+                    self.world_model_batch_size,
+                    self.world_model_learning_rate(progress_remaining),
+                    bar.update,
+                )
+            except FloatingPointError as error:
+                if not self._warned_of_divergence:
+                    warnings.warn(
+                        f"{error}. Its last good weights are restored, and training goes on without imagined data "
+                        "where this happens. Consider a lower `world_model_learning_rate`.",
+                        stacklevel=2,
+                    )
+                self._warned_of_divergence = True
+                return False
         self.logger.record("agd/world_model_loss", losses["denoising_loss"])
         self.logger.record("agd/termination_loss", losses["termination_loss"])
+        return True
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

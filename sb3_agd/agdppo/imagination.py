@@ -22,7 +22,8 @@ from sb3_agd.world_model.guides import select_particles
 
 # Imagination starts from states among this many newest transitions: older ones come from policies that are no more
 RECENT_TRANSITIONS = 20_000
-# Values are bounded by the returns of this many newest rollouts, and of this many transitions at least
+# The world model is trained on this many newest rollouts in particular. Values are bounded by their returns, or by those
+# of a minimum of transitions
 RECENT_ROLLOUTS = 20
 MIN_RETURN_TRANSITIONS = 2_000
 # The range of real returns, widened by this share of its width, bounds the values of imagined rows
@@ -297,10 +298,13 @@ class Imagination:
         :param learning_rate: Learning rate
         :param on_update: Called after each update
         :return: Mean losses, see :meth:`DiffusionWorldModel.fit`
+        :raises FloatingPointError: See there
         """
+        n_recent = RECENT_ROLLOUTS * self.model.n_steps * self.model.n_envs
+        source = WindowSource(self.store, self.world_model.horizon, n_recent, self.state.rng)
+        losses = self.world_model.fit(source, gradient_steps, batch_size, learning_rate, self.generator(), on_update)
         self.state.fitted = True
-        source = WindowSource(self.store, self.world_model.horizon, self.state.rng)
-        return self.world_model.fit(source, gradient_steps, batch_size, learning_rate, self.generator(), on_update)
+        return losses
 
     # Imagining
 

@@ -10,6 +10,8 @@ import torch as th
 from sb3_agd.world_model import Segments
 
 FORMAT_VERSION = 1
+# Share of the world model's training windows that is drawn from the newest transitions only
+RECENT_SHARE = 0.5
 ARRAYS = ("observations", "actions", "rewards", "terminations", "is_transition")
 
 
@@ -265,32 +267,67 @@ class TrajectoryStore:
 
 class WindowSource:
     """
-    Training data of the world model: windows of a store as it is now.
+    Training data of the world model: windows of a store as it is now. Half of them are drawn from its newest part, and
+    half from all of it: the policy is about to act near the newest states, and of a large store an even draw would
+    hardly ever show them.
 
     :param store: The store, with one transition at least
     :param horizon: Number of transitions of a window
+    :param n_recent: Number of rows that count as the newest part, over all streams
     :param rng: Random generator
     """
 
-    def __init__(self, store: TrajectoryStore, horizon: int, rng: np.random.Generator):
+    def __init__(self, store: TrajectoryStore, horizon: int, n_recent: int, rng: np.random.Generator):
         self.store = store
         self.horizon = horizon
         self.rng = rng
-        self.terminal_starts = store.terminal_starts()
-        self.termination_rate = len(self.terminal_starts[0]) / len(store)
+        self.recent = store.recent_starts(n_recent)
+        self.terminals = store.terminal_starts()
+        is_terminal = store.terminations[self.recent]
+        self.recent_terminals = self.recent[0][is_terminal], self.recent[1][is_terminal]
+        recent_rate = RECENT_SHARE * is_terminal.mean()
+        # Share of terminal transitions among those drawn, and share of recent ones among these
+        self.termination_rate = (1 - RECENT_SHARE) * len(self.terminals[0]) / len(store) + recent_rate
+        self.recent_terminal_share = recent_rate / self.termination_rate if recent_rate > 0 else 0.0
 
     def segments(self, n_segments: int) -> Segments[th.Tensor]:
         """
         :param n_segments: Number of windows
-        :return: Windows whose starts are drawn evenly from all transitions
+        :return: Windows that start at transitions drawn from the newest ones and from all
         """
-        return self.store.windows(*self.store.sample_starts(n_segments, self.rng), horizon=self.horizon)
+        n_recent = self.rng.binomial(n_segments, RECENT_SHARE)
+        recent = self._draw(self.recent, n_recent)
+        everywhere = self.store.sample_starts(n_segments - n_recent, self.rng)
+        return self._windows(recent, everywhere, self.horizon)
 
     def terminal_transitions(self, n_transitions: int) -> Segments[th.Tensor]:
         """
         :param n_transitions: Number of transitions
-        :return: Windows of one transition, drawn evenly from all terminal transitions
+        :return: Windows of one transition, drawn like those of :meth:`segments` from the terminal ones
         """
-        streams, rows = self.terminal_starts
-        chosen = self.rng.integers(len(rows), size=n_transitions)
-        return self.store.windows(streams[chosen], rows[chosen], horizon=1)
+        n_recent = self.rng.binomial(n_transitions, self.recent_terminal_share)
+        recent = self._draw(self.recent_terminals, n_recent)
+        everywhere = self._draw(self.terminals, n_transitions - n_recent)
+        return self._windows(recent, everywhere, horizon=1)
+
+    def _draw(self, starts: tuple[np.ndarray, np.ndarray], n_drawn: int) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param starts: Streams and rows of transitions
+        :param n_drawn: Number of draws, with replacement
+        :return: Streams and rows of those drawn
+        """
+        streams, rows = starts
+        chosen = self.rng.integers(max(len(rows), 1), size=n_drawn)
+        return streams[chosen], rows[chosen]
+
+    def _windows(
+        self, some: tuple[np.ndarray, np.ndarray], others: tuple[np.ndarray, np.ndarray], horizon: int
+    ) -> Segments[th.Tensor]:
+        """
+        :param some: Streams and rows of transitions
+        :param others: More of them
+        :param horizon: Number of transitions of a window
+        :return: Windows that start at all of these
+        """
+        streams, rows = (np.concatenate(both) for both in zip(some, others, strict=True))
+        return self.store.windows(streams, rows, horizon)

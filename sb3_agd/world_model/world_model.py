@@ -202,7 +202,10 @@ class DiffusionWorldModel(nn.Module):
         :param on_update: Called after each update
         :return: Mean ``denoising_loss`` and ``termination_loss`` over the updates; the latter is 0 until there is
             something to learn
+        :raises FloatingPointError: If a loss or a weight turned into NaN or infinity; all weights, their means and the
+            optimiser are what they were before then
         """
+        before = copy.deepcopy((self.state_dict(), self.optimizer.state_dict()))
         if learning_rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -230,6 +233,12 @@ class DiffusionWorldModel(nn.Module):
             if on_update is not None:
                 on_update()
         denoising, termination = (total / max(gradient_steps, 1)).tolist()
+        # A gradient that is not finite makes all weights so
+        if not (total.isfinite().all() and all(tensor.isfinite().all() for tensor in weights)):
+            weights_before, optimizer_before = before
+            self.load_state_dict(weights_before)
+            self.optimizer.load_state_dict(optimizer_before)
+            raise FloatingPointError("The loss or the weights of the world model turned into NaN or infinity")
         return {"denoising_loss": denoising, "termination_loss": termination}
 
     @th.no_grad()
