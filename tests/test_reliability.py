@@ -3,14 +3,19 @@
 import errno
 import os
 import warnings
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from environments import SMALL, ToyEnv
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_agd import AGDPPO
 
@@ -116,3 +121,122 @@ def test_weights_and_optimiser_of_a_world_model_that_diverged_are_those_of_befor
     for name, value in world_model.optimizer.state_dict()["state"].items():
         assert th.equal(value["exp_avg"], optimizer[name])
     assert np.isfinite(list(model.imagination.fit(3, 16, 1e-3).values())).all()
+
+
+# Interrupted runs
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["collect_rollouts", "world_model.fit", "imagination.augment", "train"],
+    ids=["collection", "fitting", "imagination", "update"],
+)
+def test_ctrl_c_leaves_a_model_that_predicts_saves_and_learns_on(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64)
+    owner, name = (attrgetter(moment.rpartition(".")[0])(model), moment.split(".")[-1]) if "." in moment else (model, moment)
+    whole = getattr(owner, name)
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        # After the work is done, when all of its effects are there but nothing that should follow
+        whole(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, name, interrupted)
+        model.learn(64, reset_num_timesteps=False)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "transitions")
+    loaded = AGDPPO.load(tmp_path / "model", env=ToyEnv())
+    loaded.load_replay_buffer(tmp_path / "transitions")
+    observation = np.zeros(3, dtype=np.float32)
+    assert np.array_equal(
+        loaded.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0]
+    )
+    for survivor in (model, loaded):
+        survivor.learn(64, reset_num_timesteps=False)
+        assert survivor.rollout_buffer.n_imagined > 0
+        assert all(tensor.isfinite().all() for tensor in survivor.policy.state_dict().values())
+
+
+def test_ctrl_c_in_the_midst_of_fitting_leaves_a_usable_world_model() -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64)
+    updates = iter(range(100))
+
+    def interrupt() -> None:
+        if next(updates) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.imagination.fit(3, 16, 1e-3, interrupt)
+    assert np.isfinite(model.imagine(np.zeros((4, 3), dtype=np.float32)).observations).all()
+    model.learn(64, reset_num_timesteps=False)
+
+
+# Small random environments
+
+
+class RandomEnv(gym.Env):
+    """
+    An environment with spaces, scales, constant dimensions and episodes that a seed decides.
+
+    :param seed: The seed
+    """
+
+    def __init__(self, seed: int):
+        self.rng = np.random.default_rng(seed)
+        size = int(self.rng.integers(1, 6))
+        self.scale = 10 ** self.rng.uniform(-6, 6, size=size)
+        self.scale[self.rng.random(size) < 0.2] = 0
+        self.reward_scale = 10 ** self.rng.uniform(-6, 6)
+        self.length = int(10 ** self.rng.uniform(0, 3))
+        self.terminal_share = self.rng.random()
+        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), dtype=self.rng.choice([np.float32, np.float64]))
+        action_size = int(self.rng.integers(1, 4))
+        bound = np.float32(10 ** self.rng.uniform(-3, 3))
+        choices = [
+            spaces.Box(-bound, 2 * bound, (action_size,), dtype=np.float32),
+            spaces.Discrete(action_size + 1),
+            spaces.MultiDiscrete([2, 3]),
+            spaces.MultiBinary(action_size),
+        ]
+        self.action_space = choices[self.rng.integers(len(choices))]
+
+    def _observe(self) -> np.ndarray:
+        observation = 1 + self.scale * self.rng.normal(size=len(self.scale))
+        return observation.astype(self.observation_space.dtype)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        self.steps = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        assert self.action_space.contains(action)
+        self.steps += 1
+        # Lengths vary, and ends of both kinds mix
+        over = self.rng.random() < 1 / self.length
+        terminal = over and self.rng.random() < self.terminal_share
+        return self._observe(), self.reward_scale * self.rng.normal(), terminal, over and not terminal, {}
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_random_environments_train_without_errors_and_stay_finite(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    env: VecEnv = DummyVecEnv([partial(RandomEnv, seed) for _ in range(rng.integers(1, 5))])
+    if rng.random() < 0.5:
+        env = VecNormalize(env)
+    n_steps = int(rng.integers(2, 40))
+    changes = {
+        "n_steps": n_steps,
+        "batch_size": int(rng.integers(2, 60)),
+        "horizon": int(rng.integers(1, 9)),
+        "guidance": str(rng.choice(["sag", "eag", "reward", "none"])),
+        "n_particles": int(rng.choice([1, 3])),
+        "seed": seed,
+    }
+    model = AGDPPO("MlpPolicy", env, **SMALL | changes)
+    model.learn(2 * n_steps * env.num_envs)
+    assert model.num_timesteps == 2 * n_steps * env.num_envs
+    for module in (model.policy, model.world_model):
+        assert all(tensor.isfinite().all() for tensor in module.state_dict().values())
