@@ -14,6 +14,7 @@ import pytest
 import torch as th
 from environments import SMALL, ToyEnv
 from gymnasium import spaces
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
@@ -60,6 +61,57 @@ def test_an_open_file_is_written_to_as_it_is(tmp_path: Path) -> None:
         AGDPPO("MlpPolicy", ToyEnv(), **SMALL).save(file)
     AGDPPO.load(tmp_path / "model")
     assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("saved") / "model.zip"
+    AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(32).save(file)
+    return file
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_named_as_damaged(share: float, saved: Path, tmp_path: Path) -> None:
+    content = saved.read_bytes()
+    (tmp_path / "cut.zip").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r"cut\.zip cannot be loaded as AGDPPO: it is damaged or incomplete"):
+        AGDPPO.load(tmp_path / "cut.zip")
+
+
+def test_a_file_of_another_algorithm_is_refused_by_name(tmp_path: Path) -> None:
+    SAC("MlpPolicy", "Pendulum-v1", buffer_size=10).save(tmp_path / "sac.zip")
+    with pytest.raises(ValueError, match=r"sac\.zip.*another algorithm, whose policy is a SACPolicy"):
+        AGDPPO.load(tmp_path / "sac.zip")
+    PPO("MlpPolicy", "Pendulum-v1").save(tmp_path / "ppo.zip")
+    with pytest.raises(ValueError, match=r"ppo\.zip.*To start from a file of PPO, call `set_parameters"):
+        AGDPPO.load(tmp_path / "ppo.zip")
+
+
+def test_an_environment_with_other_spaces_is_refused_by_name(saved: Path) -> None:
+    other = ToyEnv(observation_space=spaces.Box(-1, 1, (5,)))
+    with pytest.raises(ValueError, match=r"model\.zip.*Observation spaces do not match.*\(3,\).*\(5,\)"):
+        AGDPPO.load(saved, env=other)
+    other = ToyEnv(action_space=spaces.Discrete(7))
+    with pytest.raises(ValueError, match=r"model\.zip.*Action spaces do not match.*Discrete\(7\)"):
+        AGDPPO.load(saved, env=other)
+
+
+def test_a_world_model_of_another_size_is_refused_by_name(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"(?s)model\.zip.*size mismatch for networks.denoiser"):
+        AGDPPO.load(saved, world_model_kwargs={"width": 32, "depth": 1})
+
+
+def test_a_file_of_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL)
+    model.file_format = 99
+    model.save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match=r"model\.zip.*format 99, newer than"):
+        AGDPPO.load(tmp_path / "model.zip")
+
+
+def test_a_missing_file_is_just_that() -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.zip"):
+        AGDPPO.load("nowhere.zip")
 
 
 # Bad numbers

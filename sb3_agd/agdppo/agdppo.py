@@ -15,7 +15,7 @@ from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_agd.agdppo.files import replaced_file
+from sb3_agd.agdppo.files import FILE_FORMAT, explain_misfit, replaced_file
 from sb3_agd.agdppo.guidance_callback import GuidanceCallback, make_guide, make_schedule
 from sb3_agd.agdppo.imagination import Imagination, ImaginationState
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
@@ -186,6 +186,7 @@ class AGDPPO(PPO):
         self.world_model_kwargs = world_model_kwargs
         self.termination_fn = termination_fn
         self._imagination_state: ImaginationState | None = None
+        self.file_format = FILE_FORMAT
 
         if _init_setup_model:
             self._setup_model()
@@ -314,6 +315,41 @@ class AGDPPO(PPO):
             terminations=segments.terminations.cpu().numpy(),
             mask=segments.mask.cpu().numpy(),
         )
+
+    @classmethod
+    def load(
+        cls: type[SelfAGDPPO],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfAGDPPO:
+        """
+        Load the model from a zip-file. All arguments are SB3's.
+
+        :param path: Path to the file, or an open file
+        :param env: Environment to go on in; ``None`` if only predictions and imagination are needed
+        :param device: Device on which the code should run
+        :param custom_objects: Objects to take in place of those in the file, by name
+        :param print_system_info: Whether to print on which system the file was made, and the present one
+        :param force_reset: Whether the environment is reset before training
+        :param kwargs: Settings to change
+        :return: New model
+        :raises ValueError: If the file is damaged or does not fit
+        """
+        try:
+            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+            if model.file_format > FILE_FORMAT:
+                raise ValueError("newer")
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # Damaged and foreign files raise errors of many kinds
+            reason = explain_misfit(path, error) if isinstance(path, (str, pathlib.Path)) else str(error)
+            raise ValueError(f"{path} cannot be loaded as {cls.__name__}: {reason}") from error
+        return model
 
     def save(
         self,

@@ -1,10 +1,16 @@
-"""Writing files so that nothing is lost."""
+"""Files of agents: written so that nothing is lost, and read with clear errors."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.save_util import load_from_zip_file
+
+# Changes whenever a file can no longer be read by earlier versions of this package
+FILE_FORMAT = 1
 
 
 @contextmanager
@@ -36,3 +42,23 @@ def replaced_file(path: str | Path, suffix: str) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def explain_misfit(path: str | Path, error: Exception) -> str:
+    """
+    :param path: Path to a file that could not be loaded as an agent
+    :param error: What went wrong
+    :return: What is the matter with the file
+    """
+    try:
+        content, _, _ = load_from_zip_file(path, device="cpu")
+    except Exception:  # Damaged files raise errors of many kinds
+        content = None
+    if content is None:
+        return f"it is damaged or incomplete ({error})"
+    if content.get("file_format", 0) > FILE_FORMAT:
+        return f"it is of format {content['file_format']}, newer than {FILE_FORMAT}, the newest one known here"
+    policy = content.get("policy_class")
+    if isinstance(policy, type) and not issubclass(policy, ActorCriticPolicy):
+        return f"it was saved by another algorithm, whose policy is a {policy.__name__}"
+    return str(error)
