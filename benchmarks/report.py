@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import seaborn
 from rliable import library as rly
-from rliable.metrics import aggregate_iqm, probability_of_improvement
+from scipy.stats import trim_mean
 
 from benchmarks.suite import RESULTS, Suite
 from sb3_agd.zoo.plots import REFERENCE_SCORES
@@ -126,7 +126,7 @@ def iqm_curve(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     :param scores: Shape (seeds, tasks, evaluations)
     :return: Interquartile mean over seeds and tasks of each evaluation, and its intervals, shape (2, evaluations)
     """
-    return bootstrap(scores, lambda matrix: np.array([aggregate_iqm(matrix[..., step]) for step in range(matrix.shape[-1])]))
+    return bootstrap(scores, lambda matrix: trim_mean(matrix.reshape(-1, matrix.shape[-1]), 0.25, axis=0))
 
 
 def improvement(scores: np.ndarray, baseline: np.ndarray) -> Interval:
@@ -135,7 +135,8 @@ def improvement(scores: np.ndarray, baseline: np.ndarray) -> Interval:
     :param baseline: Those of the baseline, shape (seeds, tasks)
     :return: Probability that a run is better than one of the baseline on the same task, mean over the tasks
     """
-    points, intervals = bootstrap((scores, baseline), lambda x, y: np.array([probability_of_improvement(x, y)]))
+    # The mean of the Mann-Whitney statistics of the tasks; a tie counts half
+    points, intervals = bootstrap((scores, baseline), lambda x, y: np.array([(1 + np.sign(x[:, None] - y).mean()) / 2]))
     return Interval(points[0], *intervals[:, 0])
 
 

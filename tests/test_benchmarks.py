@@ -14,6 +14,7 @@ import pytest
 import ray
 import torch as th
 from ray.cluster_utils import Cluster
+from rliable.metrics import aggregate_iqm, probability_of_improvement
 from scipy.stats import trim_mean
 
 from benchmarks import guidance_on_linear_task, report, run
@@ -260,6 +261,15 @@ def test_interquartile_mean_is_scipys_trimmed_mean_with_an_interval_around_it() 
     assert np.all(intervals[0] < points) and np.all(points < intervals[1])
     again = report.iqm_curve(scores)[1]
     np.testing.assert_array_equal(intervals, again)
+
+
+def test_statistics_are_rliables() -> None:
+    rng = np.random.default_rng(0)
+    scores, baseline = rng.normal(size=(5, 4)), rng.normal(size=(3, 4)).round(1)
+    scores[0] = baseline[0]
+    points, _ = report.iqm_curve(scores[..., None])
+    assert points[0] == pytest.approx(aggregate_iqm(scores))
+    assert report.improvement(scores, baseline).point == pytest.approx(probability_of_improvement(scores, baseline))
 
 
 def test_tables_say_who_is_better_and_when_the_baseline_is_reached(results: report.Results) -> None:
