@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -45,6 +46,7 @@ class Outcome:
     :param evaluations: Content of the CSV file, ``None`` if the run failed
     :param log: What it printed
     :param seconds: Duration of the whole process
+    :param commit: Commit of the code that ran
     :param machine: Description of the machine it ran on
     :param versions: Versions of the packages it ran with
     """
@@ -52,6 +54,7 @@ class Outcome:
     evaluations: str | None
     log: str
     seconds: float
+    commit: str
     machine: dict[str, Any]
     versions: dict[str, str]
 
@@ -67,12 +70,24 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit of the code, marked if files differ from it, or ``"unknown"`` outside of a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """The commit of the code, marked if tracked files other than results differ from it; outside of git ``"unknown"``."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def end(process: subprocess.Popen) -> None:
+    """
+    :param process: Leader of a process group, of which nothing is to remain
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def execute(run: Run) -> Outcome:
@@ -97,7 +112,7 @@ def execute(run: Run) -> Outcome:
         command += ["--seed", str(run.seed), "--n-timesteps", str(suite.steps), "--eval-freq", "-1", "--device", "cpu"]
         command += ["--log-folder", folder, "--num-threads", "1", "--log-interval", "1000000"]
         command += ["--hyperparams", *(f"{name}:{value!r}" for name, value in settings.items())]
-        start = time.perf_counter()
+        code, start = commit(), time.perf_counter()
         # A group of its own: an interruption of the suite is dealt with here and not by the zoo, which would save the
         # agent and end as if nothing had happened
         process = subprocess.Popen(
@@ -113,7 +128,7 @@ def execute(run: Run) -> Outcome:
         try:
             log, _ = process.communicate()
         finally:
-            process.kill()
+            end(process)
             RUNNING.discard(process)
         finished = process.returncode == 0 and evaluations.is_file()
         content = evaluations.read_text() if finished else None
@@ -121,6 +136,7 @@ def execute(run: Run) -> Outcome:
         content,
         log,
         round(time.perf_counter() - start, 1),
+        code,
         {"processor": processor(), "cpu_count": os.cpu_count(), "system": platform.system()},
         {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
@@ -144,7 +160,7 @@ def run_locally(runs: list[Run], jobs: int) -> Iterator[tuple[Run, Outcome]]:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(RUNNING):
-                process.kill()
+                end(process)
 
 
 def run_on_cluster(runs: list[Run], address: str | None) -> Iterator[tuple[Run, Outcome]]:
@@ -169,14 +185,13 @@ def run_on_cluster(runs: list[Run], address: str | None) -> Iterator[tuple[Run, 
         ray.shutdown()
 
 
-def save(run: Run, outcome: Outcome, results: Path, code: str) -> str:
+def save(run: Run, outcome: Outcome, results: Path) -> str:
     """
     Write the files of a finished run.
 
     :param run: The run
     :param outcome: Its outcome
     :param results: Folder of the suite's results
-    :param code: Commit of the code
     :return: The last line of its evaluations
     :raises RuntimeError: If the run failed; with the end of its log
     """
@@ -188,7 +203,7 @@ def save(run: Run, outcome: Outcome, results: Path, code: str) -> str:
         "seed": run.seed,
         "hyperparameters": run.hyperparameters,
         "eval_episodes": run.suite.eval_episodes,
-        "commit": code,
+        "commit": outcome.commit,
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         "seconds": outcome.seconds,
         "machine": outcome.machine,
@@ -228,7 +243,6 @@ def main() -> None:
     results.mkdir(parents=True, exist_ok=True)
     wanted = [run for run in suite.runs() if arguments.only is None or run.name in arguments.only]
     missing = wanted if arguments.again else [run for run in wanted if run.saved(results) is None]
-    code = commit()
     print(f"{suite.name}: {len(wanted)} runs, {len(wanted) - len(missing)} of them finished before")
     if arguments.backend == "ray":
         outcomes = run_on_cluster(missing, arguments.address)
@@ -238,7 +252,7 @@ def main() -> None:
     with tqdm(total=len(missing), unit="run", smoothing=0) as bar:
         for run, outcome in outcomes:
             try:
-                bar.write(f"{run}: {outcome.seconds:.0f} s, {save(run, outcome, results, code)}")
+                bar.write(f"{run}: {outcome.seconds:.0f} s, {save(run, outcome, results)}")
             except RuntimeError as error:
                 failed.append(str(run))
                 bar.write(f"{run} failed after {outcome.seconds:.0f} s:\n{error}")

@@ -49,7 +49,7 @@ def evaluations(returns: list[float]) -> str:
 
 def outcome(returns: list[float] | None, log: str = "") -> Outcome:
     machine, versions = {"processor": "abacus", "cpu_count": 1}, {"stable_baselines3": "2", "torch": "2"}
-    return Outcome(None if returns is None else evaluations(returns), log, 1.0, machine, versions)
+    return Outcome(None if returns is None else evaluations(returns), log, 1.0, run.commit(), machine, versions)
 
 
 @pytest.fixture
