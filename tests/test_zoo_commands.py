@@ -18,6 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sb3_agd import AGDPPO
 
 ENV = "Hopper-v5"
+# No episode is longer
+EPISODE = "1000"
 TINY = (
     "n_steps:32 batch_size:32 n_epochs:1 synthetic_ratio:1 horizon:2 n_denoising_steps:1 world_model_warmup:0 "
     "world_model_gradient_steps:2 world_model_batch_size:16 world_model_kwargs:dict(width=16,depth=1)"
@@ -94,7 +96,7 @@ def test_the_same_seed_trains_the_same_agent(trained: Path) -> None:
 
 def test_enjoy_plays_the_last_and_the_best_agent(trained: Path) -> None:
     for choice, file in ([], ENV), (["--load-best"], "best_model"):
-        out = run(trained, "enjoy", "--algo", "agdppo", "--env", ENV, "-f", "logs", "--no-render", "-n", "200", *choice)
+        out = run(trained, "enjoy", "--algo", "agdppo", "--env", ENV, "-f", "logs", "--no-render", "-n", EPISODE, *choice)
         assert f"{file}.zip" in out
         assert "Loading running average" in out
         assert "Mean reward" in out
@@ -212,7 +214,7 @@ def test_evaluations_and_training_can_be_plotted(trained: Path) -> None:
 
 
 def test_benchmark_evaluates_all_agents_of_a_folder(trained: Path) -> None:
-    run(trained, "benchmark", "--log-dir", "logs", "--benchmark-dir", "logs", "--no-hub", "--test-mode", "-n", "200")
+    run(trained, "benchmark", "--log-dir", "logs", "--benchmark-dir", "logs", "--no-hub", "--test-mode", "-n", EPISODE)
     assert f"|{ENV}" in (trained / "logs" / "benchmark.md").read_text()
 
 
