@@ -194,16 +194,19 @@ def test_interrupted_suite_leaves_no_process_behind(sent: signal.Signals, tmp_pa
     command = [sys.executable, "-m", "benchmarks.run", "mujoco-1m", "--only", "ppo", "--results", str(tmp_path)]
     suite = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
-    def children() -> list[str]:
-        listing = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
-        pairs = [line.split() for line in listing.splitlines()[1:]]
-        return [pid for pid, parent in pairs if int(parent) == suite.pid]
+    def trainings() -> list[str]:
+        listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+        processes = [line.split(maxsplit=2) for line in listing.splitlines()[1:]]
+        return [pid for pid, parent, command in processes if int(parent) == suite.pid and "sb3_agd train" in command]
 
-    deadline = time.monotonic() + 60
-    while not (begun := children()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    suite.send_signal(sent)
-    _, errors = suite.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 60
+        while not (begun := trainings()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        suite.send_signal(sent)
+        _, errors = suite.communicate(timeout=60)
+    finally:
+        suite.kill()
     assert begun and suite.returncode != 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in begun), errors
     assert list((tmp_path / "mujoco-1m").iterdir()) == []
