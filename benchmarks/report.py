@@ -46,7 +46,8 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.point:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        # One seed has no spread
+        return f"{self.point:.2f}" + ("" if np.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]")
 
 
 class Results:
@@ -113,11 +114,14 @@ def bootstrap(scores: np.ndarray | tuple[np.ndarray, np.ndarray], statistic: obj
     """
     :param scores: Scores, shape (seeds, tasks, ...), or a pair of such arrays
     :param statistic: Function of the scores that returns an array
-    :return: Estimates, and their 95 % intervals by stratified bootstrap over the seeds of each task, shape (2, ...)
+    :return: Estimates, and their 95 % intervals by stratified bootstrap over the seeds of each task, shape (2, ...); NaN
+        where there is one seed only
     """
     # rliable draws from the global stream, whatever generator it is given
     np.random.seed(BOOTSTRAP_SEED)
     points, intervals = rly.get_interval_estimates({"scores": scores}, statistic, reps=BOOTSTRAP_REPETITIONS)
+    if min(map(len, scores if isinstance(scores, tuple) else (scores,))) < 2:
+        intervals["scores"] = np.full_like(intervals["scores"], np.nan)
     return np.atleast_1d(points["scores"]), intervals["scores"]
 
 

@@ -291,6 +291,8 @@ def test_only_seeds_that_are_finished_on_all_tasks_count(results: report.Results
     (tmp_path / "small" / "ppo-Hopper-v5-4.json").unlink()
     part = report.Results(results.suite, tmp_path / "small")
     assert part.matrix("ppo").shape == (1, 2, 2)
+    # One seed has no spread
+    assert str(report.aggregate_table(part, {"ppo": report.iqm_curve(part.matrix("ppo"))})["IQM at 200"][0]) == "0.43"
     assert "7 of 8 runs" in report.markdown(part, {"ppo": report.iqm_curve(part.matrix("ppo"))})
 
 
