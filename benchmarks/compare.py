@@ -40,6 +40,7 @@ def train(name: str, arguments: argparse.Namespace, folder: Path) -> pd.DataFram
     settings = load_settings(name, arguments.env)
     env = make_environment(arguments.env, settings, arguments.seed)
     model = ALGORITHMS[name](env=env, seed=arguments.seed, device="cpu", **algorithm_arguments(settings))
+    (folder / name).mkdir(exist_ok=True)
     file = folder / f"{name}.csv"
     evaluation = TimedEvaluation(arguments.env, arguments.seed, arguments.eval_freq, arguments.eval_episodes, file)
     print(f"Training {model.__class__.__name__} on {arguments.env} for {arguments.steps:,} steps, seed {arguments.seed}")
