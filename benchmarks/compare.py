@@ -9,7 +9,6 @@ import argparse
 from datetime import datetime
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
 import torch as th
 from rich.console import Console
@@ -17,11 +16,9 @@ from rich.table import Table
 from stable_baselines3 import PPO
 
 from benchmarks.evaluation import TimedEvaluation
+from benchmarks.plots import plot_curves
 from benchmarks.settings import algorithm_arguments, load_settings, make_environment
 from sb3_agd import AGDPPO
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 ALGORITHMS: dict[str, type[PPO]] = {"agdppo": AGDPPO, "ppo": PPO}
 # Colours that remain distinct for colour-blind readers (Okabe and Ito)
@@ -58,19 +55,13 @@ def plot(results: dict[str, pd.DataFrame], arguments: argparse.Namespace, file: 
     :param arguments: Command line
     :param file: Where to save the figure
     """
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    curves, styles = {}, {}
     for name, table in results.items():
-        label = ALGORITHMS[name].__name__
-        axes.plot(table.timesteps, table.return_mean, marker="o", color=COLOURS[name], label=label)
-        low, high = table.return_mean - table.return_std, table.return_mean + table.return_std
-        axes.fill_between(table.timesteps, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
-    axes.set_xlabel("environment steps")
-    axes.set_ylabel(f"return of an episode\n(mean and standard deviation of {arguments.eval_episodes} episodes)")
-    axes.set_title(f"{arguments.env}, seed {arguments.seed}")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+        mean, spread = table.return_mean.to_numpy(), table.return_std.to_numpy()
+        curves[name] = (table.timesteps.to_numpy(), mean, mean - spread, mean + spread)
+        styles[name] = {"color": COLOURS[name], "marker": "o", "label": ALGORITHMS[name].__name__}
+    value_label = f"return of an episode\n(mean and standard deviation of {arguments.eval_episodes} episodes)"
+    plot_curves(curves, styles, f"{arguments.env}, seed {arguments.seed}", value_label, file)
 
 
 def show(results: dict[str, pd.DataFrame], arguments: argparse.Namespace) -> None:

@@ -236,8 +236,7 @@ def imagine(
     if guide is None or n_particles == 1:
         return model.imagine(candidates, policy, guide, critic, scale, generator)
     segments = model.imagine(candidates, policy, generator=generator)
-    objectives = guide.objective(segments, critic).view(-1, n_particles)
-    chosen = th.arange(0, len(candidates), n_particles) + select_particles(objectives, scale, generator)
+    chosen = select_particles(guide.objective(segments, critic), n_particles, scale, generator)
     return segments.map(lambda array: array[chosen])
 
 

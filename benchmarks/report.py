@@ -8,18 +8,16 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn
+from matplotlib import pyplot as plt
 from rliable import library as rly
 from scipy.stats import trim_mean
 
+from benchmarks.plots import plot_curves
 from benchmarks.suite import RESULTS, Suite
 from sb3_agd.zoo.plots import REFERENCE_SCORES
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 BASELINE = "ppo"
 BOOTSTRAP_REPETITIONS = 2000
@@ -286,17 +284,13 @@ def plot_sample_efficiency(
     :param styles: Line style of each variant
     :param file: Where to save the figure
     """
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for variant, (points, intervals) in curves.items():
-        axes.plot(results.timesteps, points, **styles[variant])
-        axes.fill_between(results.timesteps, *intervals, color=styles[variant]["color"], alpha=0.15, linewidth=0)
-    axes.set_xlabel("environment steps")
-    axes.set_ylabel(f"{score_name(results)}, interquartile mean\n(95 % stratified bootstrap intervals)")
-    axes.set_title(f"{results.suite.name}: {len(results.suite.tasks)} tasks")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+    plot_curves(
+        {variant: (results.timesteps, points, *intervals) for variant, (points, intervals) in curves.items()},
+        styles,
+        f"{results.suite.name}: {len(results.suite.tasks)} tasks",
+        f"{score_name(results)}, interquartile mean\n(95 % stratified bootstrap intervals)",
+        file,
+    )
 
 
 def score_name(results: Results) -> str:

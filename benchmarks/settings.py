@@ -1,6 +1,6 @@
 """Tuned settings from the files in ``hyperparams/``, which have RL-Zoo's format."""
 
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import torch.nn as nn
@@ -9,9 +9,20 @@ from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-HYPERPARAMS = Path(__file__).parent.parent / "hyperparams"
+from sb3_agd.zoo.experiment_manager import HYPERPARAMS
+
 # What the training environment is made of, as opposed to the arguments of the algorithm
 ENVIRONMENT_KEYS = ("normalize", "n_envs", "n_timesteps")
+
+
+@cache
+def read_settings(algorithm: str) -> dict[str, dict[str, Any]]:
+    """
+    :param algorithm: Name of a file in ``hyperparams/``, without its ending
+    :return: Its content, by task; not to be changed
+    :raises FileNotFoundError: If there is no such file
+    """
+    return yaml.safe_load((HYPERPARAMS / f"{algorithm}.yml").read_text())
 
 
 def load_settings(algorithm: str, env_id: str) -> dict[str, Any]:
@@ -21,11 +32,10 @@ def load_settings(algorithm: str, env_id: str) -> dict[str, Any]:
     :return: Settings of the algorithm on the task
     :raises SystemExit: If there are none
     """
-    file = HYPERPARAMS / f"{algorithm}.yml"
-    settings = yaml.safe_load(file.read_text())
+    settings = read_settings(algorithm)
     if env_id not in settings:
-        raise SystemExit(f"{file.name} has no settings for {env_id}, only for {', '.join(settings)}")
-    chosen = settings[env_id]
+        raise SystemExit(f"{algorithm}.yml has no settings for {env_id}, only for {', '.join(settings)}")
+    chosen = dict(settings[env_id])
     if "policy_kwargs" in chosen:
         # RL-Zoo's way of naming classes in a settings file
         chosen["policy_kwargs"] = eval(chosen["policy_kwargs"], {"nn": nn, "dict": dict})

@@ -51,32 +51,23 @@ MATMUL_SIZE = 2048
 STORE_SIZES = (10_000, 1_000_000)
 
 
-class Stopwatch:
+def median_seconds(tasks: dict[str, Callable[[], Any]], repetitions: int, device: th.device) -> dict[str, float]:
     """
-    Repeated, interleaved measurements.
-
+    :param tasks: What to time, by name; the repetitions of all of them are interleaved
+    :param repetitions: How often each task is timed, after once without timing
     :param device: Device that has to be waited for
+    :return: Median seconds of each task
     """
-
-    def __init__(self, device: th.device):
-        self.device = device
-        self.tasks: dict[str, Callable[[], Any]] = {}
-
-    def measure(self, repetitions: int) -> dict[str, float]:
-        """
-        :param repetitions: How often each task is timed, after once without timing
-        :return: Median seconds of each task
-        """
-        seconds: dict[str, list[float]] = {name: [] for name in self.tasks}
-        for repetition in range(repetitions + 1):
-            for name, task in self.tasks.items():
-                start = time.perf_counter()
-                task()
-                if self.device.type == "cuda":
-                    th.cuda.synchronize()
-                if repetition > 0:
-                    seconds[name].append(time.perf_counter() - start)
-        return {name: float(np.median(values)) for name, values in seconds.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for repetition in range(repetitions + 1):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            if device.type == "cuda":
+                th.cuda.synchronize()
+            if repetition > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in seconds.items()}
 
 
 def make_agent(algorithm: type[PPO], device: th.device, **changes: Any) -> PPO:
@@ -84,7 +75,7 @@ def make_agent(algorithm: type[PPO], device: th.device, **changes: Any) -> PPO:
     :param algorithm: AGDPPO or PPO
     :param device: Device
     :param changes: What differs from AGDPPO's settings for the task
-    :return: The agent after a few rollouts, with everything fitted once
+    :return: The agent
     """
     settings = load_settings("agdppo", ENV_ID)
     env = make_environment(ENV_ID, settings, seed=0)
@@ -164,6 +155,18 @@ def flops(task: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
+def step_seconds(agent: PPO, n_rollouts: int) -> float:
+    """
+    :param agent: The agent
+    :param n_rollouts: Number of rollouts to train for
+    :return: Seconds per environment step
+    """
+    n_steps = n_rollouts * agent.n_steps * agent.n_envs
+    start = time.perf_counter()
+    agent.learn(n_steps, reset_num_timesteps=False)
+    return (time.perf_counter() - start) / n_steps
+
+
 def training_split(agent: AGDPPO, n_rollouts: int) -> dict[str, float]:
     """
     :param agent: The agent
@@ -185,16 +188,11 @@ def training_split(agent: AGDPPO, n_rollouts: int) -> dict[str, float]:
     imagination.fit = timed("fit", imagination.fit)
     imagination.augment = timed("imagine", imagination.augment)
     agent.train = timed("update", agent.train)  # type: ignore[method-assign]
-    n_steps = n_rollouts * agent.n_steps * agent.n_envs
-    start = time.perf_counter()
-    agent.learn(n_steps, reset_num_timesteps=False)
-    total = time.perf_counter() - start
+    total = step_seconds(agent, n_rollouts)
     del imagination.fit, imagination.augment, agent.train
-    return {
-        "total": total / n_steps,
-        **{name: seconds / n_steps for name, seconds in parts.items()},
-        "environment": (total - sum(parts.values())) / n_steps,
-    }
+    n_steps = n_rollouts * agent.n_steps * agent.n_envs
+    parts = {name: seconds / n_steps for name, seconds in parts.items()}
+    return {"total": total, **parts, "environment": total - sum(parts.values())}
 
 
 def main() -> None:
@@ -219,15 +217,15 @@ def main() -> None:
     size = agent.imagination.observation_codec.size, agent.imagination.action_codec.size
     stores = {n: filled_store(n, *size) for n in STORE_SIZES}
 
-    watch = Stopwatch(device)
-    watch.tasks["imagine"] = imagination_task(agent, n_segments)
-    watch.tasks["imagine_paper"] = imagination_task(paper, PAPER_SEGMENTS)
     matrix = th.randn(MATMUL_SIZE, MATMUL_SIZE, device=device)
-    watch.tasks["matmul"] = lambda: matrix @ matrix
-    for n, store in stores.items():
-        watch.tasks[f"fit_{n}"] = fit_task(agent, store)
-    seconds = watch.measure(arguments.repetitions)
-    splits = [(training_split(agent, 2), baseline_step_seconds(baseline, 2)) for _ in range(arguments.repetitions)]
+    tasks = {
+        "imagine": imagination_task(agent, n_segments),
+        "imagine_paper": imagination_task(paper, PAPER_SEGMENTS),
+        "matmul": lambda: matrix @ matrix,
+        **{f"fit_{n}": fit_task(agent, store) for n, store in stores.items()},
+    }
+    seconds = median_seconds(tasks, arguments.repetitions, device)
+    splits = [(training_split(agent, 2), step_seconds(baseline, 2)) for _ in range(arguments.repetitions)]
 
     matmul_rate = 2 * MATMUL_SIZE**3 / seconds["matmul"]
     small, large = (seconds[f"fit_{n}"] / UPDATES for n in STORE_SIZES)
@@ -241,11 +239,11 @@ def main() -> None:
         "imagined transitions per second, paper": paper_rate,
         "ratio to the paper": transitions * agent.n_particles / seconds["imagine"] / paper_rate,
         "world-model updates per second": 1 / small,
-        "share of the matmul limit, world-model update": flops(watch.tasks[f"fit_{min(STORE_SIZES)}"])
+        "share of the matmul limit, world-model update": flops(tasks[f"fit_{min(STORE_SIZES)}"])
         / UPDATES
         / small
         / matmul_rate,
-        "share of the matmul limit, imagination": flops(watch.tasks["imagine"]) / seconds["imagine"] / matmul_rate,
+        "share of the matmul limit, imagination": flops(tasks["imagine"]) / seconds["imagine"] / matmul_rate,
         "matmul GFLOP/s": matmul_rate / 1e9,
         "time of an update at 1,000,000 transitions to 10,000": large / small,
         "bytes per stored float": stored_bytes / len(store) / (sum(size) + 1),
@@ -267,18 +265,6 @@ def main() -> None:
         **figures,
     }
     arguments.output.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def baseline_step_seconds(agent: PPO, n_rollouts: int) -> float:
-    """
-    :param agent: The agent
-    :param n_rollouts: Number of rollouts to train for
-    :return: Seconds per environment step
-    """
-    n_steps = n_rollouts * agent.n_steps * agent.n_envs
-    start = time.perf_counter()
-    agent.learn(n_steps, reset_num_timesteps=False)
-    return (time.perf_counter() - start) / n_steps
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 from rl_zoo3 import ALGOS
 
-from benchmarks.settings import HYPERPARAMS
+from benchmarks.settings import HYPERPARAMS, read_settings
 from sb3_agd.zoo import register
 
 FOLDER = Path(__file__).parent
@@ -69,8 +69,7 @@ class Run:
             for name, parameter in inspect.signature(ALGOS[self.variant.algorithm]).parameters.items()
             if parameter.default is not parameter.empty
         }
-        tuned = yaml.safe_load((HYPERPARAMS / f"{self.variant.algorithm}.yml").read_text())
-        settings = defaults | tuned[self.task] | self.variant.settings
+        settings = defaults | read_settings(self.variant.algorithm)[self.task] | self.variant.settings
         relevant = {name: value for name, value in sorted(settings.items()) if name not in IRRELEVANT}
         # Classes among the defaults have no other form in JSON than their names
         return json.loads(json.dumps(relevant, default=str))
@@ -137,7 +136,7 @@ class Suite:
             settings = HYPERPARAMS / f"{variant.algorithm}.yml"
             if variant.algorithm not in ALGOS or not settings.is_file():
                 raise ValueError(f"{file}: variant {name!r} has no settings file {settings.name}, or no such algorithm")
-            missing = set(loaded.tasks) - set(yaml.safe_load(settings.read_text()))
+            missing = set(loaded.tasks) - set(read_settings(variant.algorithm))
             if missing:
                 raise ValueError(f"{settings.name} has no settings for {', '.join(sorted(missing))}")
         return loaded

@@ -263,7 +263,9 @@ def test_mask_is_true_up_to_and_including_the_first_termination() -> None:
 
 
 def test_particles_are_drawn_with_the_tilted_probabilities() -> None:
-    objectives = th.tensor([0.0, 1.0, 2.0]).expand(60_000, 3)
-    drawn = select_particles(objectives, 0.7, th.Generator().manual_seed(0))
+    objectives = th.tensor([0.0, 1.0, 2.0]).repeat(60_000)
+    chosen = select_particles(objectives, 3, 0.7, th.Generator().manual_seed(0))
+    assert th.equal(chosen // 3, th.arange(60_000))
+    drawn = chosen % 3
     shares = drawn.bincount(minlength=3) / len(drawn)
     th.testing.assert_close(shares, (0.7 * th.tensor([0.0, 1.0, 2.0])).softmax(0), atol=5 * 0.5 / len(drawn) ** 0.5, rtol=0)

@@ -148,6 +148,11 @@ class Imagination:
             return None
         return env
 
+    @property
+    def _n_recent(self) -> int:
+        """Transitions of the newest rollouts."""
+        return RECENT_ROLLOUTS * self.model.n_steps * self.model.n_envs
+
     # Recording
 
     def start_rollout(self) -> None:
@@ -232,9 +237,9 @@ class Imagination:
         if state.advantage_std is None:
             state.advantage_std = advantage_std
         state.advantage_std += ADVANTAGE_STD_RATE * (advantage_std - state.advantage_std)
-        state.value_range = self._return_range(buffer)
+        state.value_range = self._return_range()
 
-    def _return_range(self, buffer: AugmentedRolloutBuffer) -> tuple[float, float]:
+    def _return_range(self) -> tuple[float, float]:
         """
         Range of the discounted returns of real rewards, with a margin.
 
@@ -243,10 +248,9 @@ class Imagination:
         outside of that loop. It is made of real rewards alone: a bound made of bootstrapped returns would itself
         grow with the values it should hold.
 
-        :param buffer: The algorithm's rollout buffer
         :return: Lowest and highest credible value, in the critic's units
         """
-        n_transitions = max(RECENT_ROLLOUTS * buffer.buffer_size * buffer.n_envs, MIN_RETURN_TRANSITIONS)
+        n_transitions = max(self._n_recent, MIN_RETURN_TRANSITIONS)
         agent = self.agent
         returns = np.concatenate(
             [
@@ -300,8 +304,7 @@ class Imagination:
         :return: Mean losses, see :meth:`DiffusionWorldModel.fit`
         :raises FloatingPointError: See there
         """
-        n_recent = RECENT_ROLLOUTS * self.model.n_steps * self.model.n_envs
-        source = WindowSource(self.store, self.world_model.horizon, n_recent, self.state.rng)
+        source = WindowSource(self.store, self.world_model.horizon, self._n_recent, self.state.rng)
         losses = self.world_model.fit(source, gradient_steps, batch_size, learning_rate, self.generator(), on_update)
         self.state.fitted = True
         return losses
@@ -323,17 +326,16 @@ class Imagination:
         self.model.policy.set_training_mode(False)
         # A critic that has seen nothing, or only constant rewards, gives no unit to measure advantages in
         critic = Critic(self._bounded_values, agent.rewards, self.model.gamma, self.state.advantage_std or 1.0)
-        selects = guide is not None and n_particles > 1 and guidance_scale > 0
-        candidates = starts.repeat_interleave(n_particles, dim=0) if selects else starts
+        selector = guide if n_particles > 1 and guidance_scale > 0 else None
+        mover = guide if selector is None else None
+        candidates = starts if selector is None else starts.repeat_interleave(n_particles, dim=0)
         policy = FixedNoisePolicy(agent, len(candidates), world_model.horizon, generator)
-        segments = world_model.imagine(candidates, policy, None if selects else guide, critic, guidance_scale, generator)
+        segments = world_model.imagine(candidates, policy, mover, critic, guidance_scale, generator)
         actions = policy.actions
-        if selects:
-            assert guide is not None
+        if selector is not None:
             with th.no_grad():
-                objectives = guide.objective(segments, critic).view(len(starts), n_particles)
-            first = th.arange(0, len(candidates), n_particles, device=starts.device)
-            chosen = first + select_particles(objectives, guidance_scale, generator)
+                objectives = selector.objective(segments, critic)
+            chosen = select_particles(objectives, n_particles, guidance_scale, generator)
             segments, actions = segments.map(lambda array: array[chosen]), actions[chosen]
         return segments, actions
 

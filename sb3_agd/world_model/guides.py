@@ -95,16 +95,21 @@ class RewardGuide(Guide):
         return (critic.rewards(segments.rewards) * segments.mask).sum(1) / critic.advantage_std
 
 
-def select_particles(objectives: th.Tensor, scale: float, generator: th.Generator | None = None) -> th.Tensor:
+def select_particles(
+    objectives: th.Tensor, n_particles: int, scale: float, generator: th.Generator | None = None
+) -> th.Tensor:
     """
     Draw one candidate of each group with probability proportional to ``exp(scale * J)``.
 
-    :param objectives: ``J`` of all candidates, shape (B, K)
+    :param objectives: ``J`` of all candidates, those of a group one after the other, shape (B * n_particles,)
+    :param n_particles: Number of candidates of a group
     :param scale: Strength of the guidance
     :param generator: Source of randomness
-    :return: Which candidate of each group was drawn, shape (B,)
+    :return: Positions of those that were drawn, shape (B,)
     """
-    return th.multinomial((scale * objectives).softmax(1), 1, generator=generator).squeeze(1)
+    probabilities = (scale * objectives.view(-1, n_particles)).softmax(1)
+    drawn = th.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    return drawn + th.arange(0, len(objectives), n_particles, device=objectives.device)
 
 
 GUIDES: dict[str, type[Guide]] = {
