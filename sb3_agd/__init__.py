@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from sb3_agd.agdppo import AGDPPO, AugmentedRolloutBuffer, GuidanceCallback
+from sb3_agd.agdppo import AGDPPO, AugmentedRolloutBuffer, GuidanceCallback, ResumableCheckpointCallback
 from sb3_agd.world_model import (
     DiffusionWorldModel,
     ExponentialAdvantageGuide,
@@ -18,6 +18,7 @@ __all__ = [
     "ExponentialAdvantageGuide",
     "GuidanceCallback",
     "Guide",
+    "ResumableCheckpointCallback",
     "RewardGuide",
     "SigmoidAdvantageGuide",
     "__version__",

@@ -1,8 +1,10 @@
 """RL-Zoo's commands, run as a user runs them."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,6 +102,42 @@ def test_enjoy_plays_the_last_and_the_best_agent(trained: Path) -> None:
         assert f"{file}.zip" in out
         assert "Loading running average" in out
         assert "Mean reward" in out
+
+
+def test_a_killed_run_is_resumed_from_its_checkpoint_bit_for_bit(tmp_path: Path) -> None:
+    command = [*TRAIN, "-n", "2048", "--seed", "1", "--eval-freq", "-1", "--save-freq", "512", "--save-replay-buffer"]
+    command += ["-params", *TINY, "-f"]
+    folders = [tmp_path / name / "agdppo" / f"{ENV}_1" for name in ("whole", "killed", "resumed")]
+    run(tmp_path, *command, "whole")
+    process = start(tmp_path, [*command, "killed"])
+    checkpoint = folders[1] / "rl_model_512_steps.zip"
+    deadline = time.monotonic() + 60
+    while not checkpoint.is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (folders[1] / f"{ENV}.zip").exists()
+    out = run(tmp_path, *command, "resumed", "-i", str(checkpoint))
+    assert "Resuming the run at 512 of 2048 steps" in out
+    whole, resumed = load(folders[0]), load(folders[2])
+    assert whole.num_timesteps == resumed.num_timesteps == 2048
+    for name in ("policy", "world_model"):
+        for first, second in zip(*(getattr(model, name).state_dict().values() for model in (whole, resumed)), strict=True):
+            assert th.equal(first, second)
+
+
+def test_sigterm_ends_training_with_saving_the_agent(tmp_path: Path) -> None:
+    process = start(
+        tmp_path, [*TRAIN, "-n", "100000", "--eval-freq", "-1", "--save-freq", "64", "-f", "logs", "-params", *TINY]
+    )
+    folder = tmp_path / "logs" / "agdppo" / f"{ENV}_1"
+    deadline = time.monotonic() + 60
+    while not (folder / "rl_model_64_steps.zip").is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.terminate()
+    finish(process)
+    assert load(folder).num_timesteps < 100_000
 
 
 def test_training_goes_on_from_a_saved_agent_with_its_transitions_and_statistics(trained: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_agd.agdppo.files import FILE_FORMAT, explain_misfit, replaced_file
 from sb3_agd.agdppo.guidance_callback import GuidanceCallback, make_guide, make_schedule
 from sb3_agd.agdppo.imagination import Imagination, ImaginationState
+from sb3_agd.agdppo.resuming import ResumeCallback, RunState
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.spaces import make_codec
 from sb3_agd.agdppo.trajectory_store import TrajectoryStore
@@ -187,6 +188,8 @@ class AGDPPO(PPO):
         self.termination_fn = termination_fn
         self._imagination_state: ImaginationState | None = None
         self.file_format = FILE_FORMAT
+        # Only in checkpoints, and between loading one and the start of training
+        self.run_state: RunState | None = None
 
         if _init_setup_model:
             self._setup_model()
@@ -241,8 +244,26 @@ class AGDPPO(PPO):
             callback = CallbackList(callback)
         elif not isinstance(callback, BaseCallback):
             callback = ConvertCallback(callback)
+        resuming = [] if self.run_state is None else [ResumeCallback(self.run_state)]
+        self.run_state = None
         # Before the user's callbacks: a checkpoint holds the step that it was taken at
-        return super()._init_callback(CallbackList([guidance_callback, callback]), progress_bar)
+        return super()._init_callback(CallbackList([*resuming, guidance_callback, callback]), progress_bar)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:
+            # The environments are about to be reset: this is a new run
+            self.run_state = None
+        elif self.run_state is not None and self.run_state.environments is None:
+            # The episodes that were under way are lost
+            self._last_obs = None
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def learn(
         self: SelfAGDPPO,
@@ -335,7 +356,8 @@ class AGDPPO(PPO):
         :param device: Device on which the code should run
         :param custom_objects: Objects to take in place of those in the file, by name
         :param print_system_info: Whether to print on which system the file was made, and the present one
-        :param force_reset: Whether the environment is reset before training
+        :param force_reset: Whether the environment is reset before training. With ``False``, a checkpoint of
+            :class:`ResumableCheckpointCallback` goes on in the midst of its episodes
         :param kwargs: Settings to change
         :return: New model
         :raises ValueError: If the file is damaged or does not fit

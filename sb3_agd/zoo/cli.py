@@ -2,6 +2,7 @@
 
 import argparse
 import runpy
+import signal
 import sys
 import traceback
 import warnings
@@ -74,6 +75,9 @@ def main() -> None:
     sys.argv = [f"{parser.prog} {command}", *sys.argv[2:]]
     # Some scripts are already imported by others
     warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
+    if command == "train":
+        # Like Ctrl-C, which ends training with saving the agent
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         runpy.run_module(COMMANDS[command], run_name="__main__")
     except Exception as error:

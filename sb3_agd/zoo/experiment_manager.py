@@ -1,19 +1,30 @@
 """The zoo's experiments, with this package's hyperparameters and without hiding its errors."""
 
 import argparse
+import re
 import time
+from functools import partialmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from unittest import mock
 
 import optuna
 import yaml
 from rl_zoo3.exp_manager import ExperimentManager
 from sqlalchemy.exc import SQLAlchemyError
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import CheckpointCallback
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from sb3_agd.agdppo import AGDPPO, ResumableCheckpointCallback
 
 PACKAGE = Path(__file__).parent.parent
 # In the wheel the folder lies inside the package, in a source tree beside it
 HYPERPARAMS = next(folder for folder in (PACKAGE / "hyperparams", PACKAGE.parent / "hyperparams") if folder.is_dir())
+
+# As SB3's callback names its files
+CHECKPOINT_NAME = re.compile(r"(?P<prefix>.+)_(?P<steps>\d+)_steps\.zip")
 
 
 def find_config(config: str | None, algo: str, env_id: str) -> str | None:
@@ -65,8 +76,9 @@ def prepare_database(url: str) -> None:
 
 class AGDExperimentManager(ExperimentManager):
     """
-    ExperimentManager which looks for hyperparameters in this package first, and where a trial of ``-optimize`` that
-    fails in this package's code counts as failed, not as pruned. All arguments are the zoo's.
+    ExperimentManager which looks for hyperparameters in this package first, where a trial of ``-optimize`` that fails in
+    this package's code counts as failed, not as pruned, and where AGDPPO's checkpoints can be resumed. All arguments
+    are the zoo's.
 
     :param args: Parsed command line
     :param algo: Name of the algorithm
@@ -100,3 +112,68 @@ class AGDExperimentManager(ExperimentManager):
             if error is not None and passed_through_package(error.__traceback__):
                 raise RuntimeError(f"Trial {trial.number} failed in sb3_agd: {error}") from error
             raise
+
+    def create_callbacks(self) -> None:
+        super().create_callbacks()
+        for index, callback in enumerate(self.callbacks):
+            if self.algo == "agdppo" and isinstance(callback, CheckpointCallback):
+                self.callbacks[index] = ResumableCheckpointCallback(
+                    callback.save_freq,
+                    callback.save_path,
+                    callback.name_prefix,
+                    self.save_replay_buffer,
+                    verbose=callback.verbose,
+                )
+
+    def _beside_checkpoint(self, kind: str) -> Path | None:
+        """
+        :param kind: ``"vecnormalize"`` or ``"replay_buffer"``
+        :return: The file of that kind that belongs to the checkpoint given as ``-i``, if that is one and there is a file
+        """
+        agent = Path(self.trained_agent)
+        match = CHECKPOINT_NAME.fullmatch(agent.name)
+        file = agent.with_name(f"{match['prefix']}_{kind}_{match['steps']}_steps.pkl") if match else None
+        return file if file is not None and file.is_file() else None
+
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
+        statistics = self._beside_checkpoint("vecnormalize")
+        if statistics is None:
+            return super()._maybe_normalize(env, eval_env)
+        print("Loading the checkpoint's VecNormalize stats")
+        env = VecNormalize.load(str(statistics), env)
+        if eval_env:
+            env.training = False
+            env.norm_reward = False
+        return env
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        if self.algo != "agdppo" or CHECKPOINT_NAME.fullmatch(Path(self.trained_agent).name) is None:
+            return super()._load_pretrained_agent(hyperparams, env)
+        model = super()._load_pretrained_agent({**hyperparams, "force_reset": False}, env)
+        assert isinstance(model, AGDPPO)
+        if model.run_state is None:
+            # A checkpoint of another callback: its episodes are over
+            model._last_obs = None
+            return model
+        if model.num_timesteps >= self.n_timesteps:
+            raise ValueError(
+                f"{self.trained_agent} holds {model.num_timesteps} steps: nothing is left of a run of {self.n_timesteps}. "
+                "Give the number of all steps as `-n`"
+            )
+        transitions = self._beside_checkpoint("replay_buffer")
+        if transitions is None:
+            print(
+                "No transitions beside the checkpoint (`--save-replay-buffer`): the run will differ from an uninterrupted one"
+            )
+        else:
+            model.load_replay_buffer(transitions, truncate_last_traj=False)
+        print(f"Resuming the run at {model.num_timesteps} of {self.n_timesteps} steps")
+        return model
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        if not isinstance(model, AGDPPO) or model.run_state is None:
+            return super().learn(model)
+        # `learn` counts from here on, the user from the beginning of the run
+        self.n_timesteps -= model.num_timesteps
+        with mock.patch.object(AGDPPO, "learn", partialmethod(AGDPPO.learn, reset_num_timesteps=False)):
+            super().learn(model)

@@ -1,0 +1,161 @@
+"""A run that was killed goes on from its last checkpoint as if nothing had happened."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from environments import SMALL, ToyEnv
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
+
+from sb3_agd import AGDPPO, ResumableCheckpointCallback
+
+STEPS, SAVE_FREQ = 256, 80
+
+
+def train_with_checkpoints(make_env: Callable[[], VecEnv], folder: Path, **kwargs: Any) -> AGDPPO:
+    """
+    :param make_env: Makes the environment
+    :param folder: Where checkpoints go
+    :param kwargs: Settings
+    :return: Model after all steps
+    """
+    model = AGDPPO("MlpPolicy", make_env(), **{**SMALL, **kwargs})
+    return model.learn(STEPS, callback=ResumableCheckpointCallback(SAVE_FREQ // model.n_envs, str(folder)))
+
+
+def resume(make_env: Callable[[], VecEnv], folder: Path, steps: int) -> AGDPPO:
+    """
+    :param make_env: Makes the environment
+    :param folder: Where the checkpoints are
+    :param steps: Number of the checkpoint
+    :return: Model after all steps
+    """
+    # As in a fresh process, whose global generators are anywhere
+    th.manual_seed(12345)
+    np.random.seed(12345)
+    model = AGDPPO.load(folder / f"rl_model_{steps}_steps", make_env(), force_reset=False)
+    model.load_replay_buffer(folder / f"rl_model_replay_buffer_{steps}_steps.pkl", truncate_last_traj=False)
+    return model.learn(STEPS - model.num_timesteps, reset_num_timesteps=False)
+
+
+def assert_equal_runs(model: AGDPPO, other: AGDPPO) -> None:
+    """
+    :param model: A model
+    :param other: Another one, which must be the same in every bit
+    """
+    assert model.num_timesteps == other.num_timesteps == STEPS
+    for name in ("policy", "world_model"):
+        parameters, others = getattr(model, name).state_dict(), getattr(other, name).state_dict()
+        assert parameters.keys() == others.keys()
+        for key in parameters:
+            assert th.equal(parameters[key], others[key]), (name, key)
+    for name in ("observations", "actions", "rewards", "terminations", "is_transition", "position"):
+        np.testing.assert_array_equal(getattr(model.replay_buffer, name), getattr(other.replay_buffer, name))
+    assert th.equal(model.rollout_buffer.imagined.advantages, other.rollout_buffer.imagined.advantages)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "n_envs", "normalize", "kwargs"),
+    [
+        ("HalfCheetah-v5", 1, True, {}),
+        ("Hopper-v5", 2, True, {"n_steps": 16}),
+        ("Ant-v5", 1, False, {}),
+        ("Reacher-v5", 1, True, {}),
+        ("Pendulum-v1", 1, False, {"use_sde": True, "sde_sample_freq": 4}),
+        ("CartPole-v1", 2, False, {"n_steps": 16}),
+    ],
+)
+def test_a_resumed_run_follows_the_uninterrupted_one_bit_for_bit(
+    env_id: str, n_envs: int, normalize: bool, kwargs: dict[str, Any], tmp_path: Path
+) -> None:
+    def make_env() -> VecEnv:
+        env = make_vec_env(env_id, n_envs, seed=3)
+        return VecNormalize(env) if normalize else env
+
+    model = train_with_checkpoints(make_env, tmp_path, **kwargs)
+    # Due after 80, 160 and 240 steps, written at the start of the rollout that follows
+    assert sorted(int(path.stem.split("_")[2]) for path in tmp_path.glob("*.zip")) == [96, 160]
+    for steps in (96, 160):
+        assert_equal_runs(model, resume(make_env, tmp_path, steps))
+
+
+def make_toy(n_envs: int = 1, **kwargs: Any) -> VecEnv:
+    """
+    :param n_envs: Number of environments
+    :param kwargs: Arguments of :class:`ToyEnv`
+    :return: Environments in the midst of no episode
+    """
+    env = DummyVecEnv([lambda: ToyEnv(episode_length=50, **kwargs)] * n_envs)
+    env.seed(0)
+    return env
+
+
+def test_without_the_transitions_a_run_goes_on_but_not_as_it_would_have(tmp_path: Path) -> None:
+    model = train_with_checkpoints(make_toy, tmp_path)
+    other = AGDPPO.load(tmp_path / "rl_model_96_steps", make_toy(), force_reset=False)
+    other.learn(STEPS - other.num_timesteps, reset_num_timesteps=False)
+    assert other.num_timesteps == model.num_timesteps
+    assert len(other.replay_buffer) == STEPS - 96
+
+
+def test_a_loaded_checkpoint_whose_environment_is_reset_begins_new_episodes(tmp_path: Path) -> None:
+    train_with_checkpoints(make_toy, tmp_path)
+    for force_reset, reset_num_timesteps, steps_in_episode in ((True, False, 1), (False, True, 1), (False, False, 97 % 50)):
+        seen = []
+        model = AGDPPO.load(tmp_path / "rl_model_96_steps", make_toy(), force_reset=force_reset)
+        model.learn(
+            32,
+            callback=lambda local_variables, _, seen=seen: seen.append(local_variables["env"].get_attr("steps")[0]) or True,
+            reset_num_timesteps=reset_num_timesteps,
+        )
+        assert seen[0] == steps_in_episode
+
+
+def test_other_wrappers_are_refused_by_name(tmp_path: Path) -> None:
+    train_with_checkpoints(make_toy, tmp_path)
+    model = AGDPPO.load(tmp_path / "rl_model_96_steps", VecMonitor(make_toy()), force_reset=False)
+    with pytest.raises(
+        ValueError, match=r"cannot be resumed.*\['DummyVecEnv', 'ToyEnv'\].*\['VecMonitor', 'DummyVecEnv', 'ToyEnv'\]"
+    ):
+        model.learn(32, reset_num_timesteps=False)
+
+
+def test_what_cannot_be_stored_is_named(tmp_path: Path) -> None:
+    class WithFile(ToyEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.log = (tmp_path / "log").open("w")
+
+    model = AGDPPO("MlpPolicy", WithFile(), **SMALL)
+    with pytest.warns(UserWarning, match=r"\['WithFile.log'\] cannot be pickled"):
+        model.learn(64, callback=ResumableCheckpointCallback(32, str(tmp_path)))
+
+
+def test_environments_in_other_processes_begin_new_episodes(tmp_path: Path) -> None:
+    def make_env() -> VecEnv:
+        return SubprocVecEnv([lambda: gym.make("CartPole-v1")] * 2)
+
+    with pytest.warns(UserWarning, match="a SubprocVecEnv is out of reach.*resumed run will begin with new ones"):
+        train_with_checkpoints(make_env, tmp_path, n_steps=16).env.close()
+    model = AGDPPO.load(tmp_path / "rl_model_96_steps", make_env(), force_reset=False)
+    model.learn(STEPS - model.num_timesteps, reset_num_timesteps=False)
+    model.env.close()
+    assert model.num_timesteps == STEPS
+
+
+def test_the_agent_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(AGDPPO, "save", crash)
+    with pytest.raises(OSError, match="disk full"):
+        train_with_checkpoints(lambda: VecNormalize(make_toy()), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "rl_model_replay_buffer_96_steps.pkl",
+        "rl_model_vecnormalize_96_steps.pkl",
+    ]
