@@ -39,7 +39,7 @@ setup(
         "wandb": ["wandb", "tensorboard"],
         "benchmarks": ["gymnasium[mujoco]", "sb3_contrib>=2.9,<3.0", "matplotlib", "pandas", "rliable", "seaborn"],
         "cluster": ["ray"],
-        "tests": [*zoo, "ray", "pytest", "pytest-cov", "mypy", "ruff", "sb3_contrib>=2.9,<3.0", "types-PyYAML"],
+        "tests": [*zoo, "ray", "hypothesis", "pytest", "pytest-cov", "mypy", "ruff", "sb3_contrib>=2.9,<3.0", "types-PyYAML"],
     },
     classifiers=[
         "License :: OSI Approved :: MIT License",

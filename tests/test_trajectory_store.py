@@ -3,12 +3,15 @@
 import io
 import itertools
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch as th
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sb3_agd.agdppo.trajectory_store import ARRAYS, TrajectoryStore, WindowSource
 
@@ -172,20 +175,23 @@ def assert_same_contents(first: list[np.ndarray], second: list[np.ndarray]) -> N
         assert np.array_equal(one, other)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_store_holds_what_plain_lists_of_episodes_hold(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    recorder = Recorder(
-        n_rows=int(rng.integers(4, 60)),
-        n_streams=int(rng.integers(1, 5)),
-        seed=seed,
-        max_length=int(rng.choice([1, 2, 5, 30])),
-    )
-    horizon = int(rng.integers(1, 12))
-    for n_steps in rng.integers(1, 60, size=6):
-        recorder.run(int(n_steps), interruption_probability=rng.choice([0.0, 0.1]))
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    n_rows=st.integers(4, 60),
+    n_streams=st.integers(1, 4),
+    max_length=st.sampled_from([1, 2, 5, 30]),
+    horizon=st.integers(1, 12),
+    stretches=st.lists(st.tuples(st.integers(1, 60), st.sampled_from([0.0, 0.1])), min_size=1, max_size=6),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_store_holds_what_plain_lists_of_episodes_hold(
+    n_rows: int, n_streams: int, max_length: int, horizon: int, stretches: list[tuple[int, float]], seed: int
+) -> None:
+    recorder = Recorder(n_rows, n_streams, seed, max_length)
+    for n_steps, interruption_probability in stretches:
+        recorder.run(n_steps, interruption_probability)
         recorder.check(horizon)
-        starts = recorder.store.sample_starts(50, rng)
+        starts = recorder.store.sample_starts(50, recorder.rng)
         assert set(recorder.locate(*starts)) <= set(recorder.all_held())
         recorder.check_windows(*starts, horizon)
 
@@ -436,6 +442,28 @@ def test_saved_and_loaded_store_is_the_same_and_goes_on_alike(n_steps: int) -> N
     recorder.run(100, 0.05, twin)
     assert_same_contents(contents(recorder.store), contents(twin))
     recorder.check(horizon=4)
+
+
+def test_memory_is_flat_over_several_overwrites_of_a_million_transitions() -> None:
+    n_streams, n_rows = 500, 2000
+    floats_per_row = OBSERVATION_DIM + ACTION_DIM + 1
+    rng = np.random.default_rng(0)
+    tracemalloc.start()
+    store = TrajectoryStore(n_rows * n_streams, n_streams, OBSERVATION_DIM, ACTION_DIM)
+    states = rng.normal(size=(n_streams, OBSERVATION_DIM)).astype(np.float32)
+    actions, rewards = states[:, :ACTION_DIM], states[:, 0]
+    held = []
+    for step in range(4 * n_rows):
+        ends = rng.random(n_streams) < 0.01
+        store.add(states, actions, rewards, states, ends, ends)
+        if (step + 1) % n_rows == 0:
+            held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    # Each episode costs a row for its last state
+    assert 0.98 * n_rows * n_streams < len(store) < n_rows * n_streams
+    assert max(held) - min(held) < 0.01 * held[0]
+    # Besides the floats: two flags per row, and the list of terminal transitions
+    assert held[-1] < n_rows * n_streams * (4 * floats_per_row + 2) * 1.05
 
 
 def test_saved_file_holds_plain_arrays_only() -> None:
