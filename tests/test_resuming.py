@@ -120,7 +120,7 @@ def test_other_wrappers_are_refused_by_name(tmp_path: Path) -> None:
     train_with_checkpoints(make_toy, tmp_path)
     model = AGDPPO.load(tmp_path / "rl_model_96_steps", VecMonitor(make_toy()), force_reset=False)
     with pytest.raises(
-        ValueError, match=r"cannot be resumed.*\['DummyVecEnv', 'ToyEnv'\].*\['VecMonitor', 'DummyVecEnv', 'ToyEnv'\]"
+        ValueError, match=r"cannot be put back.*\['DummyVecEnv', 'ToyEnv'\].*\['VecMonitor', 'DummyVecEnv', 'ToyEnv'\]"
     ):
         model.learn(32, reset_num_timesteps=False)
 

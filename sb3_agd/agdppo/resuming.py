@@ -1,174 +1,23 @@
 """Checkpoints from which a killed run goes on as if it had never stopped."""
 
-import io
 import pickle
 import random
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import cloudpickle
-import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_agd.agdppo.files import replaced_file
+from sb3_agd.agdppo.snapshots import Snapshot, vec_env_layers
 
-# Attributes of environments and wrappers that are no part of their state: the members of the class, an open log file
-# and the entry in the registry
-STATELESS = ("class_attributes", "results_writer", "spec")
 # Noise matrices of gSDE
 EXPLORATION = ("exploration_mat", "exploration_matrices")
-
-
-def layers(env: VecEnv) -> list[Any]:
-    """
-    :param env: Vectorised environment whose innermost one is a ``DummyVecEnv``
-    :return: All of its wrappers, the innermost vectorised environment, and of each of its environments all wrappers and
-        the innermost one
-    """
-    found: list[Any] = []
-    while isinstance(env, VecEnvWrapper):
-        found.append(env)
-        env = env.venv
-    found.append(env)
-    assert isinstance(env, DummyVecEnv)
-    for single in env.envs:
-        while isinstance(single, gym.Wrapper):
-            found.append(single)
-            single = single.env
-        found.append(single)
-    return found
-
-
-def simulators(found: list[Any]) -> list[tuple[Any, Any]]:
-    """
-    :param found: Environments and wrappers
-    :return: The MuJoCo models in them, each with its data
-    """
-    attributes = [vars(layer) for layer in found]
-    # By name: whoever has no MuJoCo needs none
-    return [(own["model"], own["data"]) for own in attributes if type(own.get("data")).__name__ == "MjData" and "model" in own]
-
-
-class Snapshot(cloudpickle.Pickler):
-    """
-    Pickler for the attributes of environments, to which the environments themselves are fixed points: many attributes
-    refer to them, and gymnasium would pickle them as nothing but the arguments of their constructors.
-
-    :param file: File to write to
-    :param fixed: Objects that are there again when the file is read, in the same order
-    """
-
-    def __init__(self, file: io.BytesIO, fixed: Iterable[Any]):
-        super().__init__(file)
-        self.positions = {id(item): position for position, item in enumerate(fixed)}
-
-    def persistent_id(self, item: Any) -> int | None:
-        return self.positions.get(id(item))
-
-
-class Revival(pickle.Unpickler):
-    """
-    Counterpart of :class:`Snapshot`.
-
-    :param file: File to read
-    :param fixed: The present fixed points
-    """
-
-    def __init__(self, file: io.BytesIO, fixed: list[Any]):
-        super().__init__(file)
-        self.fixed = fixed
-
-    def persistent_load(self, position: Any) -> Any:
-        return self.fixed[position]
-
-
-def dumps(item: Any, fixed: list[Any]) -> bytes | None:
-    """
-    :param item: What to pickle
-    :param fixed: Fixed points
-    :return: The pickle, ``None`` if there can be none
-    """
-    file = io.BytesIO()
-    try:
-        Snapshot(file, fixed).dump(item)
-    except Exception:  # What cannot be pickled raises errors of many kinds
-        return None
-    return file.getvalue()
-
-
-@dataclass
-class EnvironmentState:
-    """
-    State of environments in the midst of their episodes, with that of all wrappers.
-
-    :param types: Names of the classes of the layers
-    :param attributes: Pickle of the attributes of each layer
-    :param simulations: Data of the MuJoCo simulators
-    """
-
-    types: list[str]
-    attributes: bytes
-    simulations: list[Any]
-
-    @classmethod
-    def of(cls, env: VecEnv) -> "EnvironmentState":
-        """
-        :param env: Vectorised environment
-        :return: Its present state. A warning names what cannot be stored
-        """
-        found = layers(env)
-        fixed = cls._fixed_points(found)
-        stored: list[dict[str, Any]] = []
-        left_out = []
-        for layer in found:
-            candidates = {name: value for name, value in vars(layer).items() if name not in STATELESS}
-            unfit = [name for name, value in candidates.items() if dumps(value, fixed) is None]
-            left_out += [f"{type(layer).__name__}.{name}" for name in unfit]
-            stored.append({name: value for name, value in candidates.items() if name not in unfit})
-        if left_out:
-            warnings.warn(
-                f"{left_out} cannot be pickled and are not part of checkpoints: if they change from step to step, a "
-                "resumed run will differ from one that was not interrupted.",
-                stacklevel=2,
-            )
-        attributes = dumps(stored, fixed)
-        assert attributes is not None
-        simulations = [data for _, data in simulators(found)]
-        return cls([type(layer).__name__ for layer in found], attributes, simulations)
-
-    @staticmethod
-    def _fixed_points(found: list[Any]) -> list[Any]:
-        """
-        :param found: Layers
-        :return: The layers and the simulators in them: renderers refer to these
-        """
-        return [*found, *(part for simulator in simulators(found) for part in simulator)]
-
-    def restore(self, env: VecEnv) -> None:
-        """
-        :param env: Vectorised environment that is made and wrapped like the one that the state was taken from
-        :raises ValueError: If it is not
-        """
-        found = layers(env)
-        types = [type(layer).__name__ for layer in found]
-        if types != self.types:
-            raise ValueError(
-                f"The run cannot be resumed: its environments were wrapped as {self.types}, the present ones as {types}"
-            )
-        fixed = self._fixed_points(found)
-        for layer, attributes in zip(found, Revival(io.BytesIO(self.attributes), fixed).load(), strict=True):
-            vars(layer).update(attributes)
-        for (model, data), stored in zip(simulators(found), self.simulations, strict=True):
-            import mujoco
-
-            mujoco.mj_copyData(data, model, stored)
 
 
 @dataclass
@@ -183,7 +32,7 @@ class RunState:
     :param exploration: Noise matrices of gSDE, drawn for this rollout
     """
 
-    environments: EnvironmentState | None
+    environments: Snapshot | None
     torch_state: th.Tensor
     numpy_state: Any
     python_state: Any
@@ -198,7 +47,7 @@ class RunState:
         assert model.env is not None
         environments = None
         if isinstance(model.env.unwrapped, DummyVecEnv):
-            environments = EnvironmentState.of(model.env)
+            environments = Snapshot.of(vec_env_layers(model.env))
         else:
             warnings.warn(
                 f"What goes on in a {type(model.env.unwrapped).__name__} is out of reach: checkpoints do not hold the "
@@ -222,7 +71,7 @@ class RunState:
         """
         assert model.env is not None
         if self.environments is not None:
-            self.environments.restore(model.env)
+            self.environments.restore(vec_env_layers(model.env))
         for name, matrix in self.exploration.items():
             setattr(model.policy.action_dist, name, matrix.to(model.device))
         th.set_rng_state(self.torch_state)

@@ -1,0 +1,163 @@
+"""States of environments in the midst of their episodes, with all of their wrappers."""
+
+import copy
+import io
+import pickle
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+import gymnasium as gym
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+
+# Attributes of environments and wrappers that are no part of their state: the members of the class, an open log file
+# and the entry in the registry
+STATELESS = ("class_attributes", "results_writer", "spec")
+
+
+def env_layers(env: gym.Env) -> list[Any]:
+    """
+    :param env: Environment
+    :return: All of its wrappers and the innermost environment
+    """
+    found: list[Any] = []
+    while isinstance(env, gym.Wrapper):
+        found.append(env)
+        env = env.env
+    return [*found, env]
+
+
+def vec_env_layers(env: VecEnv) -> list[Any]:
+    """
+    :param env: Vectorised environment whose innermost one is a ``DummyVecEnv``
+    :return: All of its wrappers, the innermost vectorised environment, and the layers of each of its environments
+    """
+    found: list[Any] = []
+    while isinstance(env, VecEnvWrapper):
+        found.append(env)
+        env = env.venv
+    assert isinstance(env, DummyVecEnv)
+    return [*found, env, *(layer for single in env.envs for layer in env_layers(single))]
+
+
+def simulators(layers: list[Any]) -> list[tuple[Any, Any]]:
+    """
+    :param layers: Environments and wrappers
+    :return: The MuJoCo models in them, each with its data
+    """
+    attributes = [vars(layer) for layer in layers]
+    # By name: whoever has no MuJoCo needs none
+    return [(own["model"], own["data"]) for own in attributes if type(own.get("data")).__name__ == "MjData" and "model" in own]
+
+
+def fixed_points(layers: list[Any]) -> list[Any]:
+    """
+    :param layers: Environments and wrappers
+    :return: They and the simulators in them: renderers refer to these
+    """
+    return [*layers, *(part for simulator in simulators(layers) for part in simulator)]
+
+
+class EnvironmentPickler(cloudpickle.Pickler):
+    """
+    Pickler for the attributes of environments, to which the environments themselves are fixed points: many attributes
+    refer to them, and gymnasium would pickle them as nothing but the arguments of their constructors.
+
+    :param file: File to write to
+    :param fixed: Objects that are there again when the file is read, in the same order
+    """
+
+    def __init__(self, file: io.BytesIO, fixed: Iterable[Any]):
+        super().__init__(file)
+        self.positions = {id(item): position for position, item in enumerate(fixed)}
+
+    def persistent_id(self, item: Any) -> int | None:
+        return self.positions.get(id(item))
+
+
+class EnvironmentUnpickler(pickle.Unpickler):
+    """
+    Counterpart of :class:`EnvironmentPickler`.
+
+    :param file: File to read
+    :param fixed: The present fixed points
+    """
+
+    def __init__(self, file: io.BytesIO, fixed: list[Any]):
+        super().__init__(file)
+        self.fixed = fixed
+
+    def persistent_load(self, position: Any) -> Any:
+        return self.fixed[position]
+
+
+def dumps(item: Any, fixed: list[Any]) -> bytes | None:
+    """
+    :param item: What to pickle
+    :param fixed: Fixed points
+    :return: The pickle, ``None`` if there can be none
+    """
+    file = io.BytesIO()
+    try:
+        EnvironmentPickler(file, fixed).dump(item)
+    except Exception:  # What cannot be pickled raises errors of many kinds
+        return None
+    return file.getvalue()
+
+
+@dataclass
+class Snapshot:
+    """
+    State of environments and wrappers.
+
+    :param types: Names of the classes of the layers
+    :param attributes: Pickle of the attributes of each layer
+    :param simulations: Data of the MuJoCo simulators
+    """
+
+    types: list[str]
+    attributes: bytes
+    simulations: list[Any]
+
+    @classmethod
+    def of(cls, layers: list[Any]) -> "Snapshot":
+        """
+        :param layers: Environments and wrappers
+        :return: Their present state. A warning names what cannot be stored
+        """
+        fixed = fixed_points(layers)
+        candidates = [{name: value for name, value in vars(layer).items() if name not in STATELESS} for layer in layers]
+        attributes = dumps(candidates, fixed)
+        if attributes is None:
+            left_out = []
+            for layer, own in zip(layers, candidates, strict=True):
+                for name in [name for name, value in own.items() if dumps(value, fixed) is None]:
+                    left_out.append(f"{type(layer).__name__}.{name}")
+                    del own[name]
+            warnings.warn(
+                f"{left_out} cannot be pickled, so they are not part of the state of the environments: if they change from "
+                "step to step, an environment that is put back will go on differently.",
+                stacklevel=2,
+            )
+            attributes = dumps(candidates, fixed)
+            assert attributes is not None
+        simulations = [copy.copy(data) for _, data in simulators(layers)]
+        return cls([type(layer).__name__ for layer in layers], attributes, simulations)
+
+    def restore(self, layers: list[Any]) -> None:
+        """
+        :param layers: Environments that are made and wrapped like those that the state was taken from
+        :raises ValueError: If they are not
+        """
+        types = [type(layer).__name__ for layer in layers]
+        if types != self.types:
+            raise ValueError(f"The environments cannot be put back: they were wrapped as {self.types}, now as {types}")
+        loaded = EnvironmentUnpickler(io.BytesIO(self.attributes), fixed_points(layers)).load()
+        for layer, attributes in zip(layers, loaded, strict=True):
+            vars(layer).update(attributes)
+        for (model, data), stored in zip(simulators(layers), self.simulations, strict=True):
+            import mujoco
+
+            mujoco.mj_copyData(data, model, stored)
