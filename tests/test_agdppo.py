@@ -605,8 +605,10 @@ def test_logs_its_figures() -> None:
     expected = {
         "world_model_loss",
         "termination_loss",
+        "held_out_error_first",
         "held_out_error",
         "n_imagined",
+        "masked_share",
         "imagined_advantage_mean",
         "real_advantage_mean",
         "guidance_norm",

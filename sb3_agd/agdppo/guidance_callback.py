@@ -14,6 +14,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from tqdm import tqdm
 
 from sb3_agd.agdppo.imagination import Imagination, ImaginationState
+from sb3_agd.agdppo.replay import GuidanceProbe
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.world_model import DiffusionWorldModel, Guide
 from sb3_agd.world_model.guides import GUIDES
@@ -209,6 +210,7 @@ class GuidanceCallback(BaseCallback):
     def _on_training_start(self) -> None:
         assert self.imagination is not None
         self._iteration_start = time.perf_counter()
+        self._probe = GuidanceProbe(self.imagination)
         if np.all(self.model._last_episode_starts):
             # `learn` has just reset the environments, unless all episodes are over anyway
             self.imagination.store.end_episodes()
@@ -220,6 +222,7 @@ class GuidanceCallback(BaseCallback):
     def _on_step(self) -> bool:
         assert self.imagination is not None
         self.imagination.record(self.locals)
+        self._probe.record()
         return True
 
     def _on_rollout_end(self) -> None:
@@ -241,7 +244,9 @@ class GuidanceCallback(BaseCallback):
             imagination.bound_values(buffer, self.locals["values"], self.locals["dones"])
             with self._timed("imagine"):
                 scale = self.guidance_scale(progress_remaining)
-                imagination.augment(buffer, self.guide, scale, self.n_particles, ratio)
+                self._measure(imagination, scale)
+                masked = imagination.augment(buffer, self.guide, scale, self.n_particles, ratio)
+            self.logger.record("agd/masked_share", masked)
         self._log(imagination, buffer)
 
     def _test(self, imagination: Imagination) -> None:
@@ -253,6 +258,7 @@ class GuidanceCallback(BaseCallback):
         with self._timed("imagine"):
             errors = imagination.test()
         figures = {
+            "held_out_error_first": errors["states"][0],
             "held_out_error": errors["states"][-1],
             "imagined_termination_rate": errors["imagined_terminations"],
             "real_termination_rate": errors["real_terminations"],
@@ -261,6 +267,17 @@ class GuidanceCallback(BaseCallback):
             # Undefined if no episode was long enough
             if not figure.isnan():
                 self.logger.record(f"agd/{name}", figure.item())
+
+    def _measure(self, imagination: Imagination, guidance_scale: float) -> None:
+        """
+        Measure the gain of guidance now and then.
+
+        :param imagination: World model and data
+        :param guidance_scale: Strength of the guidance where the critic explains all of the returns
+        """
+        scale = guidance_scale * imagination.state.critic_trust
+        for name, gain in self._probe.measure(self.guide, scale, self.n_particles).items():
+            self.logger.record(f"agd/{name}", gain)
 
     def _fit(self, imagination: Imagination, progress_remaining: float) -> bool:
         """

@@ -98,7 +98,7 @@ class Imagination:
         ).to(model.device)
         self.store = TrajectoryStore(capacity, model.n_envs, self.observation_codec.size, self.action_codec.size)
         # Observation vectors that the environments are in, and where the newest rollout begins in the store
-        self._current = np.empty(0)
+        self.current_observations = np.empty(0)
         self._rollout_start = self.store.position.copy()
 
     def _in_raw_units(self, termination_fn: Callable | None) -> Callable | None:
@@ -165,7 +165,7 @@ class Imagination:
         self.state.normalization = None if env is None else Normalization.of(env)
         observations = self.model._last_obs if env is None else env.get_original_obs()
         assert isinstance(observations, np.ndarray)
-        self._current = self._checked(self.observation_codec.encode(observations), "observation")
+        self.current_observations = self._checked(self.observation_codec.encode(observations), "observation")
         self._rollout_start = self.store.position.copy()
 
     def record(self, local_variables: dict[str, Any]) -> None:
@@ -193,14 +193,14 @@ class Imagination:
             reached[index] = self.observation_codec.encode(terminal_observation)[0]
             terminations[index] = not info.get("TimeLimit.truncated", False)
         self.store.add(
-            self._current,
+            self.current_observations,
             self._checked(self.action_codec.encode(local_variables["clipped_actions"]), "action"),
             self._checked(np.array(rewards, dtype=np.float32), "reward"),
             self._checked(reached, "observation"),
             terminations,
             np.asarray(dones, dtype=bool),
         )
-        self._current = following
+        self.current_observations = following
 
     def _checked(self, values: np.ndarray, what: str) -> np.ndarray:
         """
@@ -324,8 +324,7 @@ class Imagination:
         """
         agent, world_model = self.agent, self.world_model
         self.model.policy.set_training_mode(False)
-        # A critic that has seen nothing, or only constant rewards, gives no unit to measure advantages in
-        critic = Critic(self._bounded_values, agent.rewards, self.model.gamma, self.state.advantage_std or 1.0)
+        critic = self.critic
         selector = guide if n_particles > 1 and guidance_scale > 0 else None
         mover = guide if selector is None else None
         candidates = starts if selector is None else starts.repeat_interleave(n_particles, dim=0)
@@ -338,6 +337,12 @@ class Imagination:
             chosen = select_particles(objectives, n_particles, guidance_scale, generator)
             segments, actions = segments.map(lambda array: array[chosen]), actions[chosen]
         return segments, actions
+
+    @property
+    def critic(self) -> Critic:
+        """The agent's critic, with values within the credible range."""
+        # A critic that has seen nothing, or only constant rewards, gives no unit to measure advantages in
+        return Critic(self._bounded_values, self.agent.rewards, self.model.gamma, self.state.advantage_std or 1.0)
 
     def _bounded_values(self, vectors: th.Tensor) -> th.Tensor:
         """
@@ -353,7 +358,7 @@ class Imagination:
         guidance_scale: float,
         n_particles: int,
         synthetic_ratio: float,
-    ) -> None:
+    ) -> float:
         """
         Imagine segments from recent real states and add them to the rollout buffer.
 
@@ -362,6 +367,7 @@ class Imagination:
         :param guidance_scale: Strength of the guidance where the critic explains all of the returns
         :param n_particles: See :meth:`imagine`
         :param synthetic_ratio: Imagined transitions per real one. Somewhat fewer are added where segments end early
+        :return: Share of the imagined transitions that are left out because they lie behind a termination
         """
         n_rows = round(synthetic_ratio * buffer.buffer_size * buffer.n_envs)
         n_segments = math.ceil(n_rows / self.world_model.horizon)
@@ -371,6 +377,7 @@ class Imagination:
         scale = guidance_scale * self.state.critic_trust
         segments, actions = self.imagine(starts, guide, scale, n_particles, self.generator())
         buffer.augment(self._rollout_rows_of(segments, actions.flatten(0, 1), n_rows), self.state.rng)
+        return 1 - segments.mask.float().mean().item()
 
     @th.no_grad()
     def _rollout_rows_of(self, segments: Segments[th.Tensor], actions: th.Tensor, n_rows: int) -> RolloutBufferSamples:

@@ -1,0 +1,211 @@
+"""Imagined actions carried out in the real environment: does what was imagined come true?"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from gymnasium.wrappers import RecordVideo
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_agd.agdppo.imagination import Imagination
+from sb3_agd.agdppo.snapshots import Snapshot, env_layers, simulators
+from sb3_agd.agdppo.spaces import SpaceCodec
+from sb3_agd.world_model import Critic, Guide, Segments
+
+# The gain of guidance is measured in every so many rollouts, from so many states, with so many segments from each
+PROBE_INTERVAL = 10
+PROBE_STARTS = 8
+PROBE_SEGMENTS = 4
+
+
+class Simulator:
+    """
+    A real environment that can be put back into earlier states, to carry out imagined actions there.
+
+    :param env: The environment, with all wrappers that the agent acts through
+    :param observation_codec: Codec of its observation space
+    :param action_codec: Codec of its action space
+    """
+
+    def __init__(self, env: gym.Env, observation_codec: SpaceCodec, action_codec: SpaceCodec):
+        self.env = env
+        self.layers = env_layers(env)
+        self.observation_codec = observation_codec
+        self.action_codec = action_codec
+
+    def snapshot(self) -> Snapshot:
+        """State of the environment as it is now."""
+        return Snapshot.of(self.layers)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """
+        :param snapshot: State to put the environment into
+        """
+        snapshot.restore(self.layers)
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Put the environment back at the end, as if nothing had happened in between; log files get no rows."""
+        before = self.snapshot()
+        writers = [(layer, layer.results_writer) for layer in self.layers if isinstance(layer, Monitor)]
+        for monitor, _ in writers:
+            monitor.results_writer = None
+        try:
+            yield
+        finally:
+            self.restore(before)
+            for monitor, writer in writers:
+                monitor.results_writer = writer
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+        """
+        :param action: Action vector, shape (action_size,)
+        :return: Observation vector (observation_size,), reward, whether the state is terminal, whether the episode is over
+        """
+        decoded = self.action_codec.decode(th.from_numpy(action[None])).numpy().astype(self.action_codec.dtype)
+        space = self.env.action_space
+        given = decoded.item() if isinstance(space, spaces.Discrete) else decoded.reshape(space.shape)
+        observation, reward, terminated, truncated, _ = self.env.step(given)
+        return (
+            self.observation_codec.encode(np.asarray(observation)[None])[0],
+            float(reward),
+            terminated,
+            terminated or truncated,
+        )
+
+    def replay(self, starts: Sequence[Snapshot], imagined: Segments[th.Tensor]) -> Segments[th.Tensor]:
+        """
+        Carry out the actions of segments.
+
+        :param starts: Where each segment starts, B of them
+        :param imagined: Segments in raw units, whose start states and actions count
+        :return: What really happens, as segments in raw units; behind the end of an episode, its last state and masked
+        """
+        batch, horizon = imagined.rewards.shape
+        states = imagined.observations[:, :1].repeat(1, horizon + 1, 1).cpu().numpy()
+        rewards = np.zeros((batch, horizon), dtype=np.float32)
+        terminations, mask = np.zeros((2, batch, horizon), dtype=bool)
+        for number, (start, actions) in enumerate(zip(starts, imagined.actions.cpu().numpy(), strict=True)):
+            self.restore(start)
+            for step, action in enumerate(actions):
+                state, rewards[number, step], terminations[number, step], over = self.step(action)
+                states[number, step + 1 :] = state
+                mask[number, step] = True
+                if over:
+                    break
+        return Segments(states, imagined.actions.cpu().numpy(), rewards, terminations, mask).map(
+            lambda array: th.as_tensor(array, device=imagined.rewards.device)
+        )
+
+
+def segment_advantages(critic: Critic, segments: Segments[th.Tensor]) -> th.Tensor:
+    """
+    Discounted sum of the advantages along segments, that is, by how much the rewards and the value at the end exceed
+    the value of the start.
+
+    :param critic: The critic
+    :param segments: In raw units
+    :return: In standard deviations of the one-step advantage, shape (B,)
+    """
+    advantages = critic.advantages(segments)
+    discounts = critic.gamma ** th.arange(advantages.shape[1], device=advantages.device)
+    return (discounts * advantages).sum(1)
+
+
+class GuidanceProbe:
+    """
+    During training, whether the advantage that guided segments claim is still there when their actions are carried out
+    in the real simulator. Only for MuJoCo environments: others might be no simulations at all, but hardware.
+
+    :param imagination: World model, agent and data
+    """
+
+    def __init__(self, imagination: Imagination):
+        self.imagination = imagination
+        self.starts: list[tuple[Simulator, Snapshot, np.ndarray]] = []
+
+    def _simulator(self, index: int) -> Simulator | None:
+        """
+        :param index: Number of an environment
+        :return: The environment, ``None`` if it cannot or must not be put back into earlier states
+        """
+        imagination = self.imagination
+        venv: Any = imagination.model.env
+        if not isinstance(venv.unwrapped, DummyVecEnv):
+            return None
+        env = venv.unwrapped.envs[index]
+        layers = env_layers(env)
+        if not simulators(layers) or any(isinstance(layer, RecordVideo) for layer in layers):
+            return None
+        if env.observation_space.shape != imagination.model.observation_space.shape:
+            # The agent sees it through further wrappers, such as frame stacking
+            return None
+        return Simulator(env, imagination.observation_codec, imagination.action_codec)
+
+    def record(self) -> None:
+        """Keep the state of an environment, in some of the steps of some of the rollouts."""
+        model = self.imagination.model
+        rollout, step = divmod(model.num_timesteps // model.n_envs - 1, model.n_steps)
+        if step == 0:
+            self.starts = []
+        interval = max(model.n_steps // PROBE_STARTS, 1)
+        if rollout % PROBE_INTERVAL > 0 or step % interval > 0 or not self.imagination.state.fitted:
+            return
+        index = step // interval % model.n_envs
+        simulator = self._simulator(index)
+        if simulator is not None:
+            self.starts.append((simulator, simulator.snapshot(), self.imagination.current_observations[index]))
+
+    def measure(self, guide: Guide | None, guidance_scale: float, n_particles: int) -> dict[str, float]:
+        """
+        :param guide: The guide, ``None`` for none
+        :param guidance_scale: Strength of the guidance
+        :param n_particles: See :meth:`Imagination.imagine`
+        :return: ``claimed_gain`` and ``true_gain``: by how much guidance raises the advantage of a segment, as imagined and
+            as it is in the simulator, in standard deviations of the one-step advantage. Empty if there is nothing to measure
+        """
+        starts, self.starts = self.starts, []
+        if not starts or guide is None or guidance_scale == 0:
+            return {}
+        imagination = self.imagination
+        states = np.stack([state for _, _, state in starts]).repeat(PROBE_SEGMENTS, axis=0)
+        # A stream of its own: training is the same with and without measuring
+        generator = imagination.generator(imagination.model.num_timesteps)
+        gains = {"claimed_gain": 0.0, "true_gain": 0.0}
+        for sign, used in ((1, guide), (-1, None)):
+            tensor = th.as_tensor(states, device=imagination.model.device)
+            segments, _ = imagination.imagine(tensor, used, guidance_scale, n_particles, generator)
+            gains["claimed_gain"] += sign * self._mean_advantage(segments)
+            gains["true_gain"] += sign * self._mean_advantage(self._replay(starts, segments))
+        return gains
+
+    @th.no_grad()
+    def _mean_advantage(self, segments: Segments[th.Tensor]) -> float:
+        """
+        :param segments: In raw units
+        :return: Mean of :func:`segment_advantages`
+        """
+        return segment_advantages(self.imagination.critic, segments).mean().item()
+
+    def _replay(
+        self, starts: list[tuple[Simulator, Snapshot, np.ndarray]], segments: Segments[th.Tensor]
+    ) -> Segments[th.Tensor]:
+        """
+        :param starts: Simulators and states, each for a number of segments
+        :param segments: In raw units
+        :return: What really happens
+        """
+        parts = []
+        for number, (simulator, snapshot, _) in enumerate(starts):
+            own = slice(number * PROBE_SEGMENTS, (number + 1) * PROBE_SEGMENTS)
+            with simulator.undisturbed():
+                parts.append(simulator.replay([snapshot] * PROBE_SEGMENTS, segments.map(lambda array, own=own: array[own])))
+        return Segments(
+            *(th.cat([getattr(part, name) for part in parts]) for name in (field.name for field in fields(Segments)))
+        )
