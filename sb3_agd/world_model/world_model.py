@@ -394,27 +394,39 @@ class DiffusionWorldModel(nn.Module):
 
         :param segments: Real segments in raw units
         :param generator: Source of the noise
-        :return: ``states`` and ``nothing_changes``: root mean squared error after each step of the imagined states
-            and of the start state kept, in standard deviations of the observations, each of shape (H,); ``rewards``:
-            the same for rewards; ``imagined_terminations`` and ``real_terminations``: rates per transition, scalars.
-            NaN where the segments hold nothing to compare
+        :return: What :meth:`compare` returns, and ``imagined_terminations`` and ``real_terminations``: rates per
+            transition, scalars. NaN where the segments hold nothing to compare
         """
         segments = self._on_device(segments)
         imagined = self.imagine(segments.observations[:, 0], lambda _, steps: segments.actions[:, steps], generator=generator)
-        states, _, real = self._standardise(segments)
+        # Segments cut off by anything else than a termination say nothing about how long they would have gone on
+        whole = segments.mask.all(1) | segments.terminations.any(1)
+        return {
+            **self.compare(imagined, segments),
+            "imagined_terminations": imagined.terminations[whole][imagined.mask[whole]].float().mean(),
+            "real_terminations": segments.terminations[whole][segments.mask[whole]].float().mean(),
+        }
+
+    def compare(self, imagined: Segments[th.Tensor], real: Segments[th.Tensor]) -> dict[str, th.Tensor]:
+        """
+        Errors of imagined segments after each step, in standard deviations of the data.
+
+        :param imagined: Segments in raw units
+        :param real: What really happens after the same actions from the same start states; its mask counts
+        :return: Root mean squared errors, each of shape (H,): ``states``, ``nothing_changes`` (of the start state kept),
+            ``rewards``, ``mean_reward`` (of the mean reward of the data in place of an imagined one). NaN where
+            nothing is left to compare
+        """
+        states, _, happened = self._standardise(real)
         _, _, predicted = self._standardise(imagined)
-        mask = segments.mask
 
         def rms(difference: th.Tensor) -> th.Tensor:
-            per_step = (difference.square().mean(-1) * mask).sum(0) / mask.sum(0)
+            per_step = (difference.square().mean(-1) * real.mask).sum(0) / real.mask.sum(0)
             return per_step.sqrt()
 
-        # Segments cut off by anything else than a termination say nothing about how long they would have gone on
-        whole = mask.all(1) | segments.terminations.any(1)
         return {
-            "states": rms((predicted - real)[..., :-1]),
+            "states": rms((predicted - happened)[..., :-1]),
             "nothing_changes": rms(states[:, :1] - states[:, 1:]),
-            "rewards": rms((predicted - real)[..., -1:]),
-            "imagined_terminations": imagined.terminations[whole][imagined.mask[whole]].float().mean(),
-            "real_terminations": segments.terminations[whole][mask[whole]].float().mean(),
+            "rewards": rms((predicted - happened)[..., -1:]),
+            "mean_reward": rms(happened[..., -1:]),
         }

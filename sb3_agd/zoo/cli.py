@@ -17,7 +17,7 @@ from sb3_agd.zoo.registration import register
 from sb3_agd.zoo.repairs import repair_zoo
 
 ZOO = Path(rl_zoo3.__file__).parent
-# Modules that are run as scripts
+# Modules that are run as scripts: the zoo's, and one of ours
 COMMANDS = {
     "train": "rl_zoo3.train",
     "enjoy": "rl_zoo3.enjoy",
@@ -28,6 +28,7 @@ COMMANDS = {
     "plot-from-file": "sb3_agd.zoo.plots",
     "push-to-hub": "rl_zoo3.push_to_hub",
     "load-from-hub": "rl_zoo3.load_from_hub",
+    "imagine": "sb3_agd.diagnostics.command",
 }
 
 
