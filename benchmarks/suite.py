@@ -118,7 +118,8 @@ class Suite:
     @classmethod
     def load(cls, suite: str) -> "Suite":
         """
-        :param suite: A YAML file, or the name of one in ``benchmarks/suites``
+        :param suite: A YAML file, or the name of one in ``benchmarks/suites``. With ``like``, it only says what is
+            different from the suite of that name there
         :return: The suite
         :raises ValueError: If there is no such file, or something in it is unknown
         """
@@ -128,9 +129,11 @@ class Suite:
             raise ValueError(f"There is no suite {suite!r}: give a file, or one of {', '.join(known)}")
         try:
             content = yaml.safe_load(file.read_text())
+            if "like" in content:
+                content = {**yaml.safe_load((SUITES / f"{content.pop('like')}.yml").read_text()), **content}
             variants = {name: Variant(**variant) for name, variant in content.pop("variants").items()}
             loaded = cls(name=file.stem, variants=variants, **content)
-        except (TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        except (TypeError, KeyError, AttributeError, FileNotFoundError, yaml.YAMLError) as error:
             raise ValueError(f"{file} is not a suite: {error}") from error
         for name, variant in variants.items():
             settings = HYPERPARAMS / f"{variant.algorithm}.yml"

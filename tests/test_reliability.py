@@ -107,6 +107,8 @@ def test_a_file_of_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
     model.save(tmp_path / "model.zip")
     with pytest.raises(ValueError, match=r"model\.zip.*format 99, newer than"):
         AGDPPO.load(tmp_path / "model.zip")
+    with (tmp_path / "model.zip").open("rb") as file, pytest.raises(ValueError, match="format 99, newer than"):
+        AGDPPO.load(file)
 
 
 def test_a_missing_file_is_just_that() -> None:

@@ -15,7 +15,7 @@ from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_agd.agdppo.files import FILE_FORMAT, explain_misfit, replaced_file
+from sb3_agd.agdppo.files import FILE_FORMAT, explain_misfit, newer_format, replaced_file
 from sb3_agd.agdppo.guidance_callback import GuidanceCallback, make_guide, make_schedule
 from sb3_agd.agdppo.imagination import Imagination, ImaginationState
 from sb3_agd.agdppo.resuming import ResumeCallback, RunState
@@ -365,7 +365,7 @@ class AGDPPO(PPO):
         try:
             model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
             if model.file_format > FILE_FORMAT:
-                raise ValueError("newer")
+                raise ValueError(newer_format(model.file_format))
         except FileNotFoundError:
             raise
         except Exception as error:  # Damaged and foreign files raise errors of many kinds

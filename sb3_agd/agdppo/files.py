@@ -44,6 +44,14 @@ def replaced_file(path: str | Path, suffix: str) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
+def newer_format(file_format: int) -> str:
+    """
+    :param file_format: Format of a file, newer than ``FILE_FORMAT``
+    :return: What is the matter with the file
+    """
+    return f"it is of format {file_format}, newer than {FILE_FORMAT}, the newest one known here"
+
+
 def explain_misfit(path: str | Path, error: Exception) -> str:
     """
     :param path: Path to a file that could not be loaded as an agent
@@ -57,7 +65,7 @@ def explain_misfit(path: str | Path, error: Exception) -> str:
     if content is None:
         return f"it is damaged or incomplete ({error})"
     if content.get("file_format", 0) > FILE_FORMAT:
-        return f"it is of format {content['file_format']}, newer than {FILE_FORMAT}, the newest one known here"
+        return newer_format(content["file_format"])
     policy = content.get("policy_class")
     if isinstance(policy, type) and not issubclass(policy, ActorCriticPolicy):
         return f"it was saved by another algorithm, whose policy is a {policy.__name__}"
