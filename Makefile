@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-SOURCES := sb3_agd benchmarks tests setup.py
+SOURCES := sb3_agd benchmarks docs examples tests setup.py
 
-.PHONY: train test pytest lint type format clean
+.PHONY: train test pytest lint type docs format clean
 
 # The environment is rebuilt whenever what it is made of changes
 $(INSTALLED): setup.py constraints.txt
@@ -18,7 +18,7 @@ $(INSTALLED): setup.py constraints.txt
 train: $(INSTALLED)
 	$(BIN)/python -m benchmarks.compare
 
-test: lint type pytest
+test: lint type docs pytest
 
 pytest: $(INSTALLED)
 	$(BIN)/python -m pytest tests
@@ -30,9 +30,13 @@ lint: $(INSTALLED)
 type: $(INSTALLED)
 	$(BIN)/mypy
 
+# Without what was read before: a page that is not read again does not warn again
+docs: $(INSTALLED)
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet -b html docs docs/_build
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) runs build docs/_build *.egg-info

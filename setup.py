@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 root = Path(__file__).parent
 # What options of the RL-Zoo commands need besides: TensorBoard, plots, rendering
 zoo = ["tensorboard", "rl_zoo3[plots]", "matplotlib", "gymnasium[classic-control,mujoco]"]
+docs = ["sphinx", "furo", "myst-parser"]
 
 setup(
     name="sb3_agd",
@@ -39,7 +40,19 @@ setup(
         "wandb": ["wandb", "tensorboard"],
         "benchmarks": ["gymnasium[mujoco]", "sb3_contrib>=2.9,<3.0", "matplotlib", "pandas", "rliable", "seaborn"],
         "cluster": ["ray"],
-        "tests": [*zoo, "ray", "hypothesis", "pytest", "pytest-cov", "mypy", "ruff", "sb3_contrib>=2.9,<3.0", "types-PyYAML"],
+        "docs": docs,
+        "tests": [
+            *zoo,
+            *docs,
+            "ray",
+            "hypothesis",
+            "pytest",
+            "pytest-cov",
+            "mypy",
+            "ruff",
+            "sb3_contrib>=2.9,<3.0",
+            "types-PyYAML",
+        ],
     },
     classifiers=[
         "License :: OSI Approved :: MIT License",

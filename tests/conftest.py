@@ -1,10 +1,48 @@
 """What all tests share."""
 
+import argparse
 import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch as th
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from sb3_agd import DiffusionWorldModel
+from sb3_agd.zoo.cli import main
 
 # On matrices as small as those of the tests, more threads are many times slower when the machine has other work.
 # Processes that tests start inherit the variable
 os.environ["OMP_NUM_THREADS"] = "1"
 th.set_num_threads(1)
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Function that runs a command in this process, whose changes to other modules are undone at the end."""
+    monkeypatch.setattr(argparse.ArgumentParser, "error", argparse.ArgumentParser.error)
+    monkeypatch.setattr(subprocess, "call", subprocess.call)
+
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["sb3-agd", *arguments])
+        main()
+
+    return run
+
+
+@pytest.fixture
+def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training ends as soon as imagination begins with the default warm-up, and updates the world model a few times only."""
+    learn, fit = OnPolicyAlgorithm.learn, DiffusionWorldModel.fit
+
+    def short_learn(self: OnPolicyAlgorithm, total_timesteps: int, *args: Any, **kwargs: Any) -> OnPolicyAlgorithm:
+        return learn(self, min(total_timesteps, 1024), *args, **kwargs)
+
+    def short_fit(self: DiffusionWorldModel, source: Any, gradient_steps: int, *args: Any, **kwargs: Any) -> dict[str, float]:
+        return fit(self, source, min(gradient_steps, 5), *args, **kwargs)
+
+    monkeypatch.setattr(OnPolicyAlgorithm, "learn", short_learn)
+    monkeypatch.setattr(DiffusionWorldModel, "fit", short_fit)

@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch import nn
 
 import sb3_agd
 from sb3_agd import (
@@ -272,6 +273,29 @@ def test_a_loaded_model_predicts_and_imagines_identically_and_goes_on_learning(e
     first_state, second_state = (m.world_model.optimizer.state_dict()["state"] for m in (model, loaded))
     assert all(th.equal(first_state[i]["exp_avg"], second_state[i]["exp_avg"]) for i in first_state)
     loaded.learn(100)
+    assert loaded.world_model.n_updates > model.world_model.n_updates
+
+
+def test_a_denoiser_of_ones_own_is_used_and_saved(tmp_path: Path) -> None:
+    class OneStepDenoiser(nn.Module):
+        def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, depth: int):
+            super().__init__()
+            self.shape = (horizon, width, depth)
+            self.layer = nn.Linear(2 * observation_dim + 1 + action_dim, observation_dim + 1)
+
+        def forward(self, noisy: th.Tensor, time: th.Tensor, start: th.Tensor, actions: th.Tensor) -> th.Tensor:
+            start = start[:, None].expand(-1, noisy.shape[1], -1)
+            return self.layer(th.cat([noisy, start, actions], dim=-1))
+
+    world_model_kwargs = {"network": OneStepDenoiser, "width": 7}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"world_model_kwargs": world_model_kwargs}).learn(64)
+    assert model.rollout_buffer.n_imagined > 0
+    model.save(tmp_path / "model")
+    loaded = AGDPPO.load(tmp_path / "model", env=model.env, device="cpu")
+    assert loaded.world_model.networks["denoiser"].shape == (SMALL["horizon"], 7, 2)
+    starts = model.env.reset()
+    assert np.array_equal(model.imagine(starts, seed=1).observations, loaded.imagine(starts, seed=1).observations)
+    loaded.learn(64)
     assert loaded.world_model.n_updates > model.world_model.n_updates
 
 

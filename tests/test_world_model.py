@@ -876,6 +876,8 @@ def test_world_model_works_without_the_agent_and_its_libraries() -> None:
         ("depth", 0),
         ("depth", -3),
         ("network", "transformer"),
+        ("network", int),
+        ("network", nn.Identity()),
         ("sampler", "euler"),
         ("sampler", None),
         ("ema_decay", 1.0),

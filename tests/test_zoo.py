@@ -4,8 +4,6 @@ import argparse
 import inspect
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from stable_baselines3 import PPO
 
 from sb3_agd import AGDPPO
 from sb3_agd.zoo import register
-from sb3_agd.zoo.cli import COMMANDS, main
+from sb3_agd.zoo.cli import COMMANDS
 from sb3_agd.zoo.experiment_manager import HYPERPARAMS, AGDExperimentManager, find_config
 from sb3_agd.zoo.plots import TASKS
 from sb3_agd.zoo.search_space import sample_agdppo_params
@@ -42,19 +40,6 @@ POLICY_SETTINGS = ("normalize", "policy_kwargs", "gamma", "gae_lambda", "clip_ra
 def shipped(name: str) -> dict[str, dict[str, Any]]:
     """Settings of all tasks in a shipped file."""
     return yaml.safe_load((HYPERPARAMS / f"{name}.yml").read_text())
-
-
-@pytest.fixture
-def command_line(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Function that runs a command in this process, whose changes to other modules are undone at the end."""
-    monkeypatch.setattr(argparse.ArgumentParser, "error", argparse.ArgumentParser.error)
-    monkeypatch.setattr(subprocess, "call", subprocess.call)
-
-    def run(*arguments: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["sb3-agd", *arguments])
-        main()
-
-    return run
 
 
 @pytest.mark.parametrize("command", COMMANDS)

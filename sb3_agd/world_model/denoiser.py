@@ -2,7 +2,8 @@
 Networks of the world model. They see standardised values only and know nothing of noise schedules or guidance.
 
 A denoiser predicts the clean states and rewards of a segment from their noisy version, the noise level, the start
-state and the actions. The termination classifier judges single transitions.
+state and the actions; one whose ``asks_policy`` is true also takes a policy in place of the actions. The termination
+classifier judges single transitions.
 """
 
 import math

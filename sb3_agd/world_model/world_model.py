@@ -43,7 +43,8 @@ class DiffusionWorldModel(nn.Module):
     :param sampler: Path and sampler: ``"flow"`` (flow matching), ``"ddim"`` or ``"ddpm"`` (cosine path, without or
         with fresh noise)
     :param n_denoising_steps: Number of calls of the denoiser per segment
-    :param network: ``"recurrent"`` (causal, weights shared over time) or ``"mlp"`` (PolyGRAD's residual network)
+    :param network: ``"recurrent"`` (causal, weights shared over time), ``"mlp"`` (PolyGRAD's residual network), or a
+        subclass of ``nn.Module`` of your own with the constructor and ``forward`` of :class:`ResidualMLPDenoiser`
     :param width: Units of each hidden layer of the denoiser
     :param depth: Number of hidden layers (recurrent) or residual blocks (mlp)
     :param learning_rate: Learning rate of Adam
@@ -64,7 +65,7 @@ class DiffusionWorldModel(nn.Module):
         horizon: int = 8,
         sampler: str = "flow",
         n_denoising_steps: int = 2,
-        network: str = "recurrent",
+        network: str | type[nn.Module] = "recurrent",
         width: int = 128,
         depth: int = 2,
         learning_rate: float = 3e-3,
@@ -85,8 +86,9 @@ class DiffusionWorldModel(nn.Module):
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, not {ema_decay!r}")
         if not 0 <= learning_rate < math.inf:
             raise ValueError(f"`learning_rate` must be a finite number of at least 0, not {learning_rate!r}")
-        if network not in DENOISERS:
-            raise ValueError(f"`network` must be one of {sorted(DENOISERS)}, not {network!r}")
+        denoiser = DENOISERS.get(network) if isinstance(network, str) else network
+        if not (isinstance(denoiser, type) and issubclass(denoiser, nn.Module)):
+            raise ValueError(f"`network` must be one of {sorted(DENOISERS)} or a subclass of nn.Module, not {network!r}")
         if sampler not in PATHS:
             raise ValueError(f"`sampler` must be one of {sorted(PATHS)}, not {sampler!r}")
         if termination_fn is not None and not callable(termination_fn):
@@ -111,7 +113,7 @@ class DiffusionWorldModel(nn.Module):
             th.manual_seed(np.random.SeedSequence(seed).generate_state(1)[0].item())
             self.networks = nn.ModuleDict(
                 {
-                    "denoiser": DENOISERS[network](observation_dim, action_dim, horizon, width, depth),
+                    "denoiser": denoiser(observation_dim, action_dim, horizon, width, depth),
                     "termination": TerminationClassifier(observation_dim, action_dim),
                 }
             )
@@ -284,7 +286,7 @@ class DiffusionWorldModel(nn.Module):
         def denoise(noisy: th.Tensor, time: float) -> th.Tensor:
             nonlocal states
             level = th.full((len(noisy),), time, device=noisy.device)
-            actions = act if denoiser.asks_policy else self.action_normalizer(policy(states[:, :-1], whole))
+            actions = act if getattr(denoiser, "asks_policy", False) else self.action_normalizer(policy(states[:, :-1], whole))
             clean = self._clamp(denoiser(noisy, level, start, actions))
             states = self._raw_states(observations, clean)
             return clean

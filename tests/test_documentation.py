@@ -1,0 +1,138 @@
+"""
+The code and the commands in README.md and docs/*.md.
+
+- Python blocks run, those of a page one after the other in one namespace, with short trainings.
+- Commands are parsed by the command's own parser. As written, they would take hours, a screen or a cluster.
+- Those of RL-Zoo in the README also run at small size, one after the other in one folder, and so does
+  `benchmarks.compare`. What is left out there (tuning, videos, the last plot, suites, Ray) runs at small size in
+  test_zoo_commands.py and test_benchmarks.py, and the examples in test_examples.py. `benchmarks.speed` runs nowhere.
+- Commands of pip and make are not run, since they would build an environment: extras, files and targets must exist.
+"""
+
+import argparse
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.scripts.scripts import cli as ray_cli
+
+from benchmarks.suite import Suite
+from sb3_agd.zoo.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """Number of the first line and text of each block."""
+    text = page.read_text()
+    return [(text.count("\n", 0, match.start(2)), match[2]) for match in BLOCK.finditer(text) if match[1] == language]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Words of each command, without comments and leading assignments of variables."""
+    lines = [shlex.split(line, comments=True) for _, block in blocks(page, "bash") for line in block.splitlines()]
+    return [words[1:] if re.fullmatch(r"[A-Z_]+=.*", words[0]) else words for words in lines if words]
+
+
+@each_page
+@pytest.mark.usefixtures("short_training")
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": page.stem}
+    for line, block in blocks(page, "python"):
+        # Tracebacks show the lines of the page
+        exec(compile("\n" * line + block, str(page), "exec"), namespace)
+
+
+def parse_only(words: list[str], run: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a program up to the point where its command line is parsed."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> argparse.Namespace:
+        parsed = parse(parser, *args, **kwargs)
+        # The parser that finds RL-Zoo's command is followed by the command's own
+        if parser.prog != "sb3-agd":
+            raise SystemExit(0)
+        return parsed
+
+    with monkeypatch.context() as patch:
+        # RL-Zoo's command line replaces it
+        patch.setattr(argparse.ArgumentParser, "error", argparse.ArgumentParser.error)
+        patch.setattr(subprocess, "call", subprocess.call)
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        patch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as end:
+            run()
+    assert end.value.code == 0, shlex.join(words)
+
+
+@each_page
+def test_commands_are_valid(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    setup = Path("setup.py").read_text()
+    for words in commands(page):
+        match words:
+            case ["pip", "install", "-c", "constraints.txt", *_, target]:
+                extras = re.fullmatch(r"torch|\.\[(.+)\]", target)
+                assert extras is not None, words
+                assert all(f'"{extra}":' in setup for extra in (extras[1] or "mujoco").split(",")), words
+            case ["make", target]:
+                subprocess.run(["make", "--dry-run", target], check=True, capture_output=True)
+            case ["ray", command, *arguments]:
+                ray_cli.commands[command].make_context(command, arguments)
+            case ["sb3-agd", *_]:
+                parse_only(words, main, monkeypatch)
+            case ["python", "-m", module, *arguments]:
+                if module == "benchmarks.run":
+                    Suite.load(arguments[0])
+                parse_only([module, *arguments], lambda: runpy.run_module(module, run_name="__main__"), monkeypatch)
+            case ["python", script, *arguments]:
+                parse_only([script, *arguments], lambda: runpy.run_path(script, run_name="__main__"), monkeypatch)
+            case _:
+                raise AssertionError(f"{page.name} has a command that no test knows: {shlex.join(words)}")
+
+
+# Appended to the README's commands, in this order. The last of two equal options counts
+AGDPPO = "n_steps:32 batch_size:32 n_epochs:1 synthetic_ratio:1 horizon:2 world_model_warmup:0 world_model_gradient_steps:2"
+TRAIN = "-n 64 --eval-freq 32 --eval-episodes 1 --verbose 0 --device cpu"
+SESSION = [
+    ("train --algo agdppo --env HalfCheetah-v5 -f logs --eval-freq", f"{TRAIN} --save-freq 32 -params {AGDPPO}"),
+    ("train --algo agdppo --env HalfCheetah-v5 -f logs -i", f"{TRAIN} -params {AGDPPO}"),
+    ("enjoy", "-n 50 --no-render"),
+    # A plot needs two runs of each algorithm
+    ("train --algo ppo", f"{TRAIN} -params n_steps:32"),
+    ("train --algo ppo", f"{TRAIN} -params n_steps:32"),
+    ("all-plots", "-e HalfCheetah-v5 --no-display"),
+]
+
+
+def test_session_with_rl_zoo_runs(
+    command_line: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.chdir(tmp_path)
+    written = [shlex.join(words[1:]) for words in commands(ROOT / "README.md") if words[0] == "sb3-agd"]
+    for beginning, small in SESSION:
+        (command,) = (command for command in written if command.startswith(beginning))
+        command_line(*shlex.split(command), *shlex.split(small))
+    assert (tmp_path / "logs" / "agdppo" / "HalfCheetah-v5_2" / "HalfCheetah-v5.zip").is_file()
+    assert (tmp_path / "results.pkl").is_file()
+
+
+@pytest.mark.usefixtures("short_training")
+def test_comparison_with_ppo_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (written,) = (words[1:] for words in commands(ROOT / "docs" / "agdppo.md") if "benchmarks.compare" in words)
+    small = ["--steps", "256", "--eval-freq", "256", "--eval-episodes", "1", "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*written[1:], *small])
+    runpy.run_module(written[1], run_name="__main__")
+    assert "AGDPPO return" in capsys.readouterr().out
+    assert (tmp_path / "returns.png").is_file()
