@@ -12,9 +12,9 @@ import cloudpickle
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
-# Attributes of environments and wrappers that are no part of their state: the members of the class, an open log file
-# and the entry in the registry
-STATELESS = ("class_attributes", "results_writer", "spec")
+# Attributes of environments and wrappers that are no part of their state: the members of the class, an open log file,
+# the entry in the registry and what draws pictures
+STATELESS = ("class_attributes", "results_writer", "spec", "mujoco_renderer")
 
 
 def env_layers(env: gym.Env) -> list[Any]:
