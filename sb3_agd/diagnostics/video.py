@@ -79,6 +79,13 @@ def film(laboratory: Laboratory, guide: Guide | None, guidance_scale: float, n_s
         return f"the state of {type(inner).__name__} cannot be told from its observations"
     if env.render_mode != "rgb_array":
         return 'the environment was made without `render_mode="rgb_array"`'
+    # Here and not above: whoever has no MuJoCo needs none
+    import mujoco
+
+    follows = mujoco.mj_name2id(inner.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+    if follows >= 0:
+        # Gymnasium's own camera stands still, and what runs is soon out of sight
+        inner.mujoco_renderer.camera_id = follows
     frames: list[np.ndarray] = []
     codec, device = simulator.observation_codec, laboratory.model.device
     state = codec.encode(np.asarray(env.reset(seed=laboratory.seed)[0])[None])[0]
