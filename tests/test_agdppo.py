@@ -503,6 +503,16 @@ def test_the_bound_on_values_does_not_depend_on_the_critic() -> None:
     assert ranges[0] == ranges[1]
 
 
+@pytest.mark.parametrize("terminates, value", [(False, 50.0), (True, sum(0.98**step for step in range(8)))])
+def test_the_bound_on_values_looks_beyond_time_limits_and_not_beyond_terminations(terminates: bool, value: float) -> None:
+    """SB3's values do so: with a reward of 1 per step and time limits alone, each state is worth 1 / (1 - gamma)."""
+    env = ToyEnv(episode_length=8, terminates=terminates)
+    model = AGDPPO("MlpPolicy", env, gamma=0.98, **SMALL).learn(64)
+    low, high = model.imagination.state.value_range
+    assert low - 1e-6 <= value <= high + 1e-6
+    assert high <= 1.25 * value
+
+
 def test_particles_raise_the_objective_and_stay_on_the_model() -> None:
     class FirstDimension(Guide):
         def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:

@@ -319,16 +319,16 @@ def test_starts_since_an_earlier_position_are_the_transitions_added_since_then(n
     assert len(recorder.store.starts_since(recorder.store.position)[0]) == 0
 
 
-def test_rewards_of_recent_episodes_are_split_at_their_ends() -> None:
+def test_recent_episodes_are_split_at_their_ends_and_tell_whether_they_were_cut_off() -> None:
     recorder = Recorder(n_rows=40, n_streams=3, max_length=6)
     for _ in range(10):
         recorder.run(9, interruption_probability=0.1)
-        found = recorder.store.recent_episode_rewards(120)
-        expected = [
-            [recorder.streams[number].episodes[e][i].reward for *_, i in group]
-            for (number, e), group in itertools.groupby(recorder.all_held(), key=lambda position: position[:2])
-        ]
-        assert [rewards.tolist() for rewards in found] == [[float(r) for r in rewards] for rewards in expected]
+        expected = []
+        for (number, e), group in itertools.groupby(recorder.all_held(), key=lambda position: position[:2]):
+            episodes = recorder.streams[number].episodes
+            rewards = [float(episodes[e][i].reward) for *_, i in group]
+            expected.append((rewards, not episodes[e][-1].termination and e < len(episodes) - 1))
+        assert [(rewards.tolist(), cut_off) for rewards, cut_off in recorder.store.recent_episodes(120)] == expected
 
 
 def test_clear_forgets_everything() -> None:

@@ -34,14 +34,14 @@ HELD_OUT_WINDOWS = 256
 ADVANTAGE_STD_RATE = 0.1
 
 
-def discounted_returns(rewards: np.ndarray, gamma: float) -> np.ndarray:
+def discounted_returns(rewards: np.ndarray, gamma: float, future: float = 0.0) -> np.ndarray:
     """
     :param rewards: Rewards of consecutive steps, shape (T,)
     :param gamma: Discount factor
-    :return: Discounted sum of the rewards from each step to the last one, shape (T,)
+    :param future: Return after the last step
+    :return: Discounted sum of the rewards from each step on, shape (T,)
     """
     returns = np.empty(len(rewards))
-    future = 0.0
     for step in reversed(range(len(rewards))):
         future = float(rewards[step]) + gamma * future
         returns[step] = future
@@ -246,19 +246,18 @@ class Imagination:
         Values learned on imagined states feed on themselves: each target bootstraps on values of other imagined
         states, which no real reward ever corrects, and any optimism grows without limit. The cure is a bound from
         outside of that loop. It is made of real rewards alone: a bound made of bootstrapped returns would itself
-        grow with the values it should hold.
+        grow with the values it should hold. SB3's values look beyond a time limit, so an episode that was cut off
+        counts as if it went on forever at its mean reward.
 
         :return: Lowest and highest credible value, in the critic's units
         """
-        n_transitions = max(self._n_recent, MIN_RETURN_TRANSITIONS)
-        agent = self.agent
-        returns = np.concatenate(
-            [
-                discounted_returns(agent.rewards(th.from_numpy(rewards)).numpy(), self.model.gamma)
-                for rewards in self.store.recent_episode_rewards(n_transitions)
-            ]
-        )
-        low, high = float(returns.min()), float(returns.max())
+        agent, gamma = self.agent, self.model.gamma
+        returns = []
+        for raw_rewards, cut_off in self.store.recent_episodes(max(self._n_recent, MIN_RETURN_TRANSITIONS)):
+            rewards = agent.rewards(th.from_numpy(raw_rewards)).numpy()
+            future = float(rewards.mean()) / (1 - gamma) if cut_off and gamma < 1 else 0.0
+            returns.append(discounted_returns(rewards, gamma, future))
+        low, high = float(min(map(np.min, returns))), float(max(map(np.max, returns)))
         margin = VALUE_MARGIN * (high - low)
         return low - margin, high + margin
 
