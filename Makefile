@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+OLDEST := .venv-oldest
 SOURCES := sb3_agd benchmarks docs examples tests setup.py
 
-.PHONY: train test pytest lint type docs format clean
+.PHONY: train test pytest oldest lint type docs format clean
 
 # The environment is rebuilt whenever what it is made of changes
 $(INSTALLED): setup.py constraints.txt
@@ -23,6 +24,18 @@ test: lint type docs pytest
 pytest: $(INSTALLED)
 	$(BIN)/python -m pytest tests
 
+# The lower bounds of setup.py: what constraints-oldest.txt names replaces its line in constraints.txt
+$(OLDEST)/installed: setup.py constraints.txt constraints-oldest.txt
+	$(PYTHON) -m venv --clear $(OLDEST)
+	awk -F== 'NR == FNR {older[$$1]; print; next} !($$1 in older)' constraints-oldest.txt constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt torch
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable . sb3_contrib pytest
+	touch $@
+
+# A smoke run: train, save, load, imagine
+oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest tests/test_versions.py tests/test_drop_in.py tests/test_agdppo.py
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -39,4 +52,4 @@ format: $(INSTALLED)
 	$(BIN)/ruff format $(SOURCES)
 
 clean:
-	rm -rf $(VENV) runs build docs/_build *.egg-info
+	rm -rf $(VENV) $(OLDEST) runs build docs/_build *.egg-info

@@ -24,7 +24,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "stable_baselines3>=2.9,<3.0",
-        "torch>=2.8",
+        "torch>=2.13",
         "gymnasium>=1.0",
         "numpy>=1.26",
         "tqdm",
