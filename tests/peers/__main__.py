@@ -1,0 +1,209 @@
+"""
+Run the tests of the installed Stable-Baselines3, sb3-contrib and RL-Zoo as they are, and once more with AGDPPO in the place
+of PPO, A2C and TRPO::
+
+    python tests/peers [sb3] [contrib] [zoo] [--results FILE]
+
+Their tests come with their source releases, which are downloaded into a temporary folder. Only tests that make one of the
+three algorithms and that pass with them count. AGDPPO passes a test if the test passes and, where the algorithm it
+replaces was updated, each of AGDPPO's updates had imagined data.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections import Counter, defaultdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PEERS = {"sb3": "stable_baselines3", "contrib": "sb3_contrib", "zoo": "rl_zoo3"}
+# Packages that the tests import and this project does not need
+NEEDED_BY_TESTS = ["ale-py==0.12.1", "opencv-python-headless==5.0.0.93", "box2d==2.3.10"]
+# What the releases of RL-Zoo leave out: the scripts at the root of its repository
+ZOO_SCRIPTS = {"train.py": "rl_zoo3.train", "enjoy.py": "rl_zoo3.enjoy"}
+# What AGDPPO refuses on purpose: the reason, and how the message of the failure begins
+REFUSALS = {
+    "image observations": r"ValueError: The observation space Box\(.* is not supported: .* Turn images into feature vectors",
+    "dictionary observations": r"ValueError: The observation space Dict\(.* is not supported",
+    "arguments that only the replaced algorithm has": r"TypeError: .*got an unexpected keyword argument",
+    "a rollout buffer without room for imagined data": r"ValueError: `rollout_buffer_class` must be a subclass of Augmented",
+}
+# How a file of tests tells that it may make one of the algorithms, in Python or on RL-Zoo's command line
+MENTION = r"import .*\b(PPO|A2C|TRPO)\b|\b(ppo|a2c|trpo)\b"
+Log = dict[str, list[dict[str, Any]]]
+
+
+def download(package: str, folder: Path) -> Path:
+    """
+    :param package: An installed package
+    :param folder: Where to unpack
+    :return: Folder of its source release, without the package itself, so that the installed one is tested
+    """
+    requirement = f"{package}=={version(package)}"
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    subprocess.run([*pip, "download", "--no-deps", "--no-binary", package, requirement, "-d", str(folder)], check=True)
+    (archive,) = folder.glob(f"{package}-*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    release = folder / archive.name.removesuffix(".tar.gz")
+    shutil.rmtree(release / package)
+    return release
+
+
+def prepare_zoo(release: Path, environment: dict[str, str]) -> None:
+    """
+    Add what RL-Zoo's tests expect at the root of its repository: scripts, and a trained agent.
+
+    :param release: Folder of the source release
+    :param environment: Environment variables of its tests
+    """
+    for script, module in ZOO_SCRIPTS.items():
+        (release / script).write_text(
+            f'import runpy\n\nimport stand_in\n\nrunpy.run_module("{module}", run_name="__main__")\n'
+        )
+    train = [sys.executable, "train.py", "--algo", "a2c", "--env", "CartPole-v1", "-n", "100", "-f", "rl-trained-agents"]
+    subprocess.run(train, cwd=release, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+def run(release: Path, log: Path, environment: dict[str, str], tests: list[str] | None = None) -> Log:
+    """
+    :param release: Folder with the tests
+    :param log: File to write down what happens
+    :param environment: Environment variables of the tests
+    :param tests: Tests to run, ``None`` for all in files that mention one of the algorithms
+    :return: For each test, what happened in it
+    """
+    environment = environment | {"PEERS_LOG": str(log)}
+    if tests is None:
+        files = [path for path in (release / "tests").glob("test_*.py") if re.search(MENTION, path.read_text())]
+    else:
+        selection = log.with_suffix(".selection")
+        selection.write_text(json.dumps(tests))
+        environment["PEERS_SELECTION"] = str(selection)
+        files = sorted({release / test.split("::")[0] for test in tests})
+    names = sorted(str(path.relative_to(release)) for path in files)
+    if (release / "hyperparams").is_dir():
+        prepare_zoo(release, environment)
+    options = ["-q", "-p", "stand_in", "-p", "no:cacheprovider", "--tb=short", "--continue-on-collection-errors"]
+    subprocess.run([sys.executable, "-m", "pytest", *options, *names], cwd=release, env=environment)
+    events: Log = defaultdict(list)
+    for line in log.read_text().splitlines():
+        event = json.loads(line)
+        events[event["test"]].append(event)
+    return events
+
+
+def failure(events: list[dict[str, Any]]) -> str | None:
+    """
+    :param events: What happened in a test
+    :return: The message of its failure, ``None`` if it passed
+    """
+    outcomes = [event for event in events if event["event"] in ("passed", "failed", "skipped")]
+    if not outcomes:
+        return "did not run"
+    return next((event["message"] or event["event"] for event in outcomes if event["event"] != "passed"), None)
+
+
+def updates(events: list[dict[str, Any]]) -> list[int]:
+    """
+    :param events: What happened in a test
+    :return: Number of imagined transitions in each update
+    """
+    return [event["n_imagined"] for event in events if event["event"] == "updated"]
+
+
+def judge(theirs: list[dict[str, Any]], ours: list[dict[str, Any]]) -> tuple[str, str]:
+    """
+    :param theirs: What happened in a test as it is
+    :param ours: What happened with AGDPPO
+    :return: ``"passed"``, ``"refused"`` with the reason, or ``"failed"`` with the message
+    """
+    message = failure(ours)
+    if message is not None:
+        reasons = [reason for reason, pattern in REFUSALS.items() if re.match(pattern, message, re.DOTALL)]
+        return ("refused", reasons[0]) if reasons else ("failed", message)
+    if updates(theirs) and not updates(ours):
+        return "failed", "AGDPPO was never updated"
+    if not all(updates(ours)):
+        return "failed", f"{updates(ours).count(0)} of {len(updates(ours))} updates without imagined data"
+    return "passed", ""
+
+
+def compare(package: str, theirs: Log, ours: Log, tests: list[str]) -> dict[str, Any]:
+    """
+    :param package: The package whose tests ran
+    :param theirs: What happened in the tests as they are
+    :param ours: What happened with AGDPPO
+    :param tests: Tests that make one of the replaced algorithms and pass with them
+    :return: Figures and lists of tests
+    """
+    replaced: dict[str, Counter[str]] = defaultdict(Counter)
+    refused: dict[str, list[str]] = defaultdict(list)
+    failed = {}
+    for test in tests:
+        verdict, reason = judge(theirs[test], ours[test])
+        for name in {event["algorithm"] for event in theirs[test] if event["event"] == "made"}:
+            replaced[name][verdict] += 1
+        if verdict == "refused":
+            refused[reason].append(test)
+        elif verdict == "failed":
+            failed[test] = reason.splitlines()[0]
+    imagined = [updates(ours[test]) for test in tests if updates(ours[test])]
+    return {
+        "version": version(package),
+        "tests": len(tests),
+        "passed": len(tests) - len(failed) - sum(map(len, refused.values())),
+        "in the place of": {name: dict(counts) for name, counts in sorted(replaced.items())},
+        "tests with updates": len(imagined),
+        "updates": sum(map(len, imagined)),
+        "imagined transitions": sum(map(sum, imagined)),
+        "refused": refused,
+        "failed": failed,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("peers", nargs="*", metavar="peer", default=[*PEERS], help=f"any of {', '.join(PEERS)} (default: all)")
+    parser.add_argument("--results", type=Path, help="JSON file for the outcome; other peers' results in it are kept")
+    args = parser.parse_args()
+    unknown = set(args.peers) - set(PEERS)
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+
+    results = json.loads(args.results.read_text()) if args.results is not None and args.results.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        packages = str(Path(folder) / "packages")
+        pip = [sys.executable, "-m", "pip", "--quiet"]
+        subprocess.run([*pip, "install", "--no-deps", "--target", packages, *NEEDED_BY_TESTS], check=True)
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent.resolve()), packages]),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "OMP_NUM_THREADS": "1",
+        }
+        for peer in args.peers:
+            package = PEERS[peer]
+            release = download(package, Path(folder))
+            theirs = run(release, Path(folder) / f"{peer}-as-is.log", environment)
+            tests = [
+                test
+                for test, events in theirs.items()
+                if failure(events) is None and any(event["event"] == "made" for event in events)
+            ]
+            ours = run(release, Path(folder) / f"{peer}-agdppo.log", environment | {"PEERS_STAND_IN": "1"}, tests)
+            results[package] = compare(package, theirs, ours, tests)
+            print(json.dumps(results[package], indent=2))
+            if args.results is not None:
+                args.results.write_text(json.dumps(results, indent=2) + "\n")
+    sys.exit(any(results[PEERS[peer]]["failed"] for peer in args.peers))
+
+
+if __name__ == "__main__":
+    main()
