@@ -68,6 +68,8 @@ def prepare_zoo(release: Path, environment: dict[str, str]) -> None:
         (release / script).write_text(
             f'import runpy\n\nimport stand_in\n\nrunpy.run_module("{module}", run_name="__main__")\n'
         )
+    # That of an earlier run comes from another algorithm
+    shutil.rmtree(release / "rl-trained-agents", ignore_errors=True)
     train = [sys.executable, "train.py", "--algo", "a2c", "--env", "CartPole-v1", "-n", "100", "-f", "rl-trained-agents"]
     subprocess.run(train, cwd=release, env=environment, check=True, stdout=subprocess.DEVNULL)
 
