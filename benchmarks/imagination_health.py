@@ -54,7 +54,7 @@ class Monitor(BaseCallback):
         store, agent, buffer = self.model.replay_buffer, self.model.imagination.agent, self.model.rollout_buffer
         returns = [
             np.abs(discounted_returns(agent.rewards(th.from_numpy(rewards)).numpy(), self.model.gamma)).max()
-            for rewards in store.recent_episode_rewards(store.n_rows)
+            for rewards, _ in store.recent_episodes(store.n_rows)
         ]
         row = {
             "timesteps": self.num_timesteps,

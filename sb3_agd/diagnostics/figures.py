@@ -49,13 +49,15 @@ def plot_errors(errors: dict[str, dict[str, list[float]]], file: Path) -> None:
     :param errors: For states, rewards and terminations, lists of one figure per step
     :param file: Where to save the figure
     """
-    figure = new_figure(11, 3.6)
+    # Many tasks have no terminations
+    shown = {what: curves for what, curves in errors.items() if any(map(any, curves.values()))}
+    figure = new_figure(3.7 * len(shown), 3.6)
     labels = {
         "states": "error of states [standard deviations]",
         "rewards": "error of rewards [standard deviations]",
         "terminations": "terminations per transition",
     }
-    for axes, (what, curves) in zip(figure.subplots(1, 3), errors.items(), strict=True):
+    for axes, (what, curves) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         for name, values in curves.items():
             axes.plot(np.arange(1, len(values) + 1), values, label=name, markersize=4, **STYLES[name])
         axes.set_xlabel("step of the segment")
@@ -97,7 +99,7 @@ def plot_dimensions(real: Segments[th.Tensor], samples: Segments[th.Tensor], fil
         row[0].set_ylabel(f"observation[{dimension}]")
     for axes, start in zip(grid[-1], starts, strict=True):
         axes.set_xlabel(f"step of segment {start}")
-    grid[0, 0].legend(fontsize=8)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
     figure.savefig(file, dpi=110)
 
 
