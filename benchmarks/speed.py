@@ -45,6 +45,8 @@ PAPER_SEGMENTS = 512
 SEGMENTS = {"cpu": 512, "cuda": 8192}
 # Newest transitions that training prefers
 RECENT = 5120
+# Steps of training before anything is timed
+WARMUP_STEPS = 2048
 # Updates of the world model that are timed together
 UPDATES = 20
 MATMUL_SIZE = 2048
@@ -213,7 +215,7 @@ def main() -> None:
     paper = make_agent(AGDPPO, device, **PAPER, world_model_gradient_steps=1)
     assert isinstance(agent, AGDPPO) and isinstance(paper, AGDPPO)
     for learner in (agent, baseline, paper):
-        learner.learn(2048)
+        learner.learn(WARMUP_STEPS)
     size = agent.imagination.observation_codec.size, agent.imagination.action_codec.size
     stores = {n: filled_store(n, *size) for n in STORE_SIZES}
 

@@ -1,5 +1,6 @@
-"""The benchmark suites: what is run, what is kept, and what the report makes of it."""
+"""The benchmark suites: what is run, what is kept, and what the report makes of it. The other measurements."""
 
+import importlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -333,3 +335,39 @@ def test_particles_choose_better_actions_and_moved_states_do_not(monkeypatch: py
         moved, chosen = by_kind[guidance, 1], by_kind[guidance, 8]
         assert chosen["true"] > none["true"] + 0.05 > moved["true"]
         assert chosen["off"] < 1.1 * none["off"] < moved["off"]
+
+
+# Sizes that make each measurement a matter of seconds
+SMALL_MEASUREMENTS: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "world_model_error": (["--envs", "Hopper-v5", "--updates", "3"], {"N_TURNS": 2, "TURN_STEPS": 100, "PPO_STEPS": 512}),
+    "imagination_health": (["--steps", "1300"], {}),
+    "speed": (
+        ["--repetitions", "1", "--device", "cpu"],
+        {
+            "PAPER": {"sampler": "ddpm", "world_model_kwargs": {"network": "mlp", "width": 16}},
+            "REPETITIONS": 1,
+            "WARMUP_STEPS": 1280,
+            "PAPER_SEGMENTS": 16,
+            "SEGMENTS": {"cpu": 16},
+            "UPDATES": 2,
+            "MATMUL_SIZE": 128,
+            "STORE_SIZES": (6_000, 10_000),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_MEASUREMENTS)
+def test_measurements_run_at_small_size(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, constants = SMALL_MEASUREMENTS[name]
+    module = importlib.import_module(f"benchmarks.{name}")
+    for constant, value in constants.items():
+        assert hasattr(module, constant)
+        monkeypatch.setattr(module, constant, value)
+    output = tmp_path / "figures.json"
+    monkeypatch.setattr(sys, "argv", [name, *arguments, "--output", str(output)])
+    module.main()
+    assert capsys.readouterr().out
+    assert json.loads(output.read_text())
