@@ -29,7 +29,7 @@ $(OLDEST)/installed: setup.py constraints.txt constraints-oldest.txt
 	$(PYTHON) -m venv --clear $(OLDEST)
 	awk -F== 'NR == FNR {older[$$1]; print; next} !($$1 in older)' constraints-oldest.txt constraints.txt > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt torch
-	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable . sb3_contrib pytest
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable . sb3_contrib pytest tensorboard
 	touch $@
 
 # A smoke run: train, save, load, imagine

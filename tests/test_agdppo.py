@@ -250,7 +250,7 @@ def test_stores_actions_as_the_environment_received_them() -> None:
     env = ToyEnv(action_space=spaces.Box(-0.1, 0.1, (2,)))
     transitions = recorded(env)
     assert np.allclose(transitions.actions[:, 0].numpy(), np.stack(env.received))
-    assert np.abs(transitions.actions.numpy()).max() <= 0.1
+    assert np.abs(transitions.actions.numpy()).max() <= np.float32(0.1)
 
 
 # Saving
