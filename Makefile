@@ -21,8 +21,9 @@ train: $(INSTALLED)
 
 test: lint type docs pytest
 
+# One file at a time in each of two processes: a file may share an agent that took long to train
 pytest: $(INSTALLED)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile
 
 # The lower bounds of setup.py: what constraints-oldest.txt names replaces its line in constraints.txt
 $(OLDEST)/installed: setup.py constraints.txt constraints-oldest.txt

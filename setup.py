@@ -48,6 +48,7 @@ setup(
             "hypothesis",
             "pytest",
             "pytest-cov",
+            "pytest-xdist",
             "mypy",
             "ruff",
             "sb3_contrib>=2.9,<3.0",
