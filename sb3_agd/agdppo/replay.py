@@ -63,6 +63,20 @@ class Simulator:
             for monitor, writer in writers:
                 monitor.results_writer = writer
 
+    def reset(self, seed: int | None = None) -> np.ndarray:
+        """
+        :param seed: Seed of the environment
+        :return: First observation vector of a new episode, shape (observation_size,)
+        """
+        return self._encode(self.env.reset(seed=seed)[0])
+
+    def _encode(self, observation: Any) -> np.ndarray:
+        """
+        :param observation: As the environment gives it
+        :return: Observation vector, shape (observation_size,)
+        """
+        return self.observation_codec.encode(np.asarray(observation)[None])[0]
+
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
         """
         :param action: Action vector, shape (action_size,)

@@ -123,7 +123,7 @@ class Laboratory:
         n_steps = n_starts * STRIDE + self.horizon
         store = TrajectoryStore(2 * n_steps, 1, codec.size, self.imagination.action_codec.size)
         act = self.play(n_steps)
-        state = codec.encode(np.asarray(self.env.reset(seed=self.seed)[0])[None])[0]
+        state = simulator.reset(self.seed)
         rows: list[int] = []
         snapshots = []
         for step in range(n_steps):
@@ -133,7 +133,7 @@ class Laboratory:
             action = act(state, step)
             following, reward, terminated, over = simulator.step(action)
             store.add(*(np.asarray([item]) for item in (state, action, reward, following, terminated, over)))
-            state = codec.encode(np.asarray(self.env.reset()[0])[None])[0] if over else following
+            state = simulator.reset() if over else following
         recorded = store.windows(np.zeros(n_starts, dtype=np.int64), np.array(rows), self.horizon)
         recorded = recorded.map(lambda array: array.to(self.model.device))
         repeated = simulator.replay(snapshots, recorded)

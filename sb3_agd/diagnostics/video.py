@@ -87,8 +87,7 @@ def film(laboratory: Laboratory, guide: Guide | None, guidance_scale: float, n_s
         # Gymnasium's own camera stands still, and what runs is soon out of sight
         inner.mujoco_renderer.camera_id = follows
     frames: list[np.ndarray] = []
-    codec, device = simulator.observation_codec, laboratory.model.device
-    state = codec.encode(np.asarray(env.reset(seed=laboratory.seed)[0])[None])[0]
+    state = simulator.reset(laboratory.seed)
     try:
         env.render()
     except Exception as error:  # Drivers fail in many ways
@@ -96,7 +95,11 @@ def film(laboratory: Laboratory, guide: Guide | None, guidance_scale: float, n_s
     n_skipped = getattr(inner, "observation_structure", {}).get("skipped_qpos", 0)
     for _ in range(n_segments):
         segments, _ = laboratory.imagination.imagine(
-            th.as_tensor(state, device=device)[None], guide, guidance_scale, laboratory.model.n_particles, laboratory.generator
+            th.as_tensor(state, device=laboratory.model.device)[None],
+            guide,
+            guidance_scale,
+            laboratory.model.n_particles,
+            laboratory.generator,
         )
         imagined = segments.map(lambda tensor: tensor[0].cpu().numpy())
         skipped = inner.data.qpos[:n_skipped].copy()
@@ -113,7 +116,7 @@ def film(laboratory: Laboratory, guide: Guide | None, guidance_scale: float, n_s
             pair = labelled(real_frame, "real"), labelled(imagined_frame, f"imagined, {step + 1} steps ahead")
             frames.append(np.concatenate(pair, axis=1))
             if over:
-                state = codec.encode(np.asarray(env.reset()[0])[None])[0]
+                state = simulator.reset()
                 break
     # A moment to import, and only here
     from moviepy import ImageSequenceClip
