@@ -16,7 +16,7 @@ from environments import SMALL, ToyEnv
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_agd import AGDPPO
 
@@ -212,6 +212,31 @@ def test_ctrl_c_leaves_a_model_that_predicts_saves_and_learns_on(
         survivor.learn(64, reset_num_timesteps=False)
         assert survivor.rollout_buffer.n_imagined > 0
         assert all(tensor.isfinite().all() for tensor in survivor.policy.state_dict().values())
+
+
+def test_a_dead_worker_is_named_and_leaves_a_usable_model(tmp_path: Path) -> None:
+    def kill(local_variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        if local_variables["self"].num_timesteps == 2 * 40:
+            process = local_variables["env"].processes[1]
+            process.kill()
+            process.join()
+        return True
+
+    def make_env() -> VecEnv:
+        return SubprocVecEnv([lambda: gym.make("CartPole-v1")] * 2)
+
+    env = make_env()
+    model = AGDPPO("MlpPolicy", env, **SMALL)
+    with pytest.raises(RuntimeError, match=r"environments \[1\] have died at step 80.*can be saved"):
+        model.learn(1000, callback=kill)
+    env.processes[0].kill()
+    model.save(tmp_path / "model.zip")
+    env = make_env()
+    model.set_env(env)
+    model.learn(64, reset_num_timesteps=False)
+    env.close()
+    assert model.num_timesteps >= 80 + 64
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 
 def test_ctrl_c_in_the_midst_of_fitting_leaves_a_usable_world_model() -> None:

@@ -274,14 +274,24 @@ class AGDPPO(PPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfAGDPPO:
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        try:
+            return super().learn(
+                total_timesteps=total_timesteps,
+                callback=callback,
+                log_interval=log_interval,
+                tb_log_name=tb_log_name,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
+        except (EOFError, ConnectionError) as error:
+            processes = getattr(getattr(self.env, "unwrapped", None), "processes", [])
+            dead = [index for index, process in enumerate(processes) if not process.is_alive()]
+            if not dead:
+                raise
+            raise RuntimeError(
+                f"The processes of environments {dead} have died at step {self.num_timesteps}. The model is intact: it can be "
+                "saved, or go on with `set_env` and `learn(..., reset_num_timesteps=False)`"
+            ) from error
 
     @property
     def world_model(self) -> DiffusionWorldModel:
