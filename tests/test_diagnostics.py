@@ -22,8 +22,10 @@ from test_zoo_commands import SETTINGS
 from sb3_agd import AGDPPO
 from sb3_agd.diagnostics import imagination_report, measurement
 from sb3_agd.diagnostics.measurement import SAMPLES, Laboratory
+from sb3_agd.diagnostics.report import termination_rates
 from sb3_agd.diagnostics.video import find_pose
 from sb3_agd.world_model import Segments
+from sb3_agd.world_model.types import mask_after_termination
 
 N_STARTS = 4
 
@@ -141,6 +143,13 @@ def test_bad_input_is_refused_by_name(tmp_path: Path) -> None:
     other = partial(ToyEnv, observation_space=spaces.Box(-1, 1, (5,)))
     with pytest.raises(ValueError, match=r"environment's observation space .*5.* is not the model's"):
         imagination_report(model, other, tmp_path)
+
+
+def test_terminations_behind_a_termination_do_not_count() -> None:
+    terminations = th.tensor([[False, True, True], [False, False, True], [False, False, False]])
+    nothing = th.zeros(3, 3)
+    segments = Segments(th.zeros(3, 4, 1), nothing[..., None], nothing, terminations, mask_after_termination(terminations))
+    assert termination_rates(segments) == pytest.approx([0, 1 / 3, 1 / 2])
 
 
 @pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Reacher-v5", "Ant-v5"])

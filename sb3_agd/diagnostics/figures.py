@@ -7,6 +7,7 @@ import numpy as np
 import torch as th
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sb3_agd.world_model import Segments
 
@@ -61,6 +62,7 @@ def plot_errors(errors: dict[str, dict[str, list[float]]], file: Path) -> None:
         for name, values in curves.items():
             axes.plot(np.arange(1, len(values) + 1), values, label=name, markersize=4, **STYLES[name])
         axes.set_xlabel("step of the segment")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(labels[what])
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)

@@ -98,7 +98,7 @@ def termination_rates(segments: Segments[th.Tensor]) -> list[float]:
     :param segments: Segments
     :return: For each step, the share of terminations among the transitions that are not masked
     """
-    return (segments.terminations.sum(0) / segments.mask.sum(0)).tolist()
+    return ((segments.terminations & segments.mask).sum(0) / segments.mask.sum(0)).tolist()
 
 
 def errors_per_step(laboratory: Laboratory, visit: Visit, outcomes: dict[str, Outcome]) -> dict[str, Any]:
