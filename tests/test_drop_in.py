@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from environments import SMALL, ToyEnv
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -132,6 +133,18 @@ def test_trains_with_a_custom_policy_class() -> None:
         pass
 
     AGDPPO(CustomPolicy, "CartPole-v1", **SMALL).learn(100)
+
+
+def test_trains_with_actions_in_double_precision() -> None:
+    action_space = spaces.Box(np.array([-1.0, -2.0]), np.array([1.0, 3.0]), dtype=np.float64)
+    AGDPPO("MlpPolicy", ToyEnv(action_space=action_space), **SMALL).learn(100)
+
+
+def test_collects_a_rollout_with_a_callback_that_was_only_initialised() -> None:
+    model = AGDPPO("MlpPolicy", "CartPole-v1", **SMALL)
+    _, callback = model._setup_learn(100)
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    assert model.rollout_buffer.n_imagined > 0
 
 
 @pytest.mark.parametrize("squash_output", [False, True])

@@ -206,11 +206,12 @@ class GuidanceCallback(BaseCallback):
             raise ValueError(f"{type(self.model).__name__} installs a GuidanceCallback by itself: give its arguments there")
         if self.imagination is None:
             self.build(self.model)
+        assert self.imagination is not None
+        self._probe = GuidanceProbe(self.imagination)
 
     def _on_training_start(self) -> None:
         assert self.imagination is not None
         self._iteration_start = time.perf_counter()
-        self._probe = GuidanceProbe(self.imagination)
         if np.all(self.model._last_episode_starts):
             # `learn` has just reset the environments, unless all episodes are over anyway
             self.imagination.store.end_episodes()

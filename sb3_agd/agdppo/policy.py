@@ -196,7 +196,8 @@ class FixedNoisePolicy:
         space, policy = self.agent.model.action_space, self.agent.model.policy
         if not isinstance(space, spaces.Box):
             return actions
-        low, high = (th.as_tensor(bound.reshape(-1), device=actions.device) for bound in (space.low, space.high))
+        # Spaces may be in double precision, agents are not
+        low, high = (th.as_tensor(bound.reshape(-1)).to(actions) for bound in (space.low, space.high))
         if policy.squash_output:
             return low + 0.5 * (actions + 1.0) * (high - low)
         return th.clamp(actions, low, high)

@@ -85,6 +85,10 @@ def make_stand_in(replaced: type[OnPolicyAlgorithm]) -> type[AGDPPO]:
         def __init__(self, *args: Any, **kwargs: Any):
             super().__init__(*args, **defaults | SMALL | kwargs)
 
+        def learn(self, *args: Any, tb_log_name: str = replaced.__name__, **kwargs: Any) -> Any:
+            # Each algorithm logs under its own name
+            return super().learn(*args, tb_log_name=tb_log_name, **kwargs)
+
     StandIn.__name__ = StandIn.__qualname__ = replaced.__name__
     return StandIn
 
