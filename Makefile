@@ -30,12 +30,13 @@ $(OLDEST)/installed: setup.py constraints.txt constraints-oldest.txt
 	$(PYTHON) -m venv --clear $(OLDEST)
 	awk -F== 'NR == FNR {older[$$1]; print; next} !($$1 in older)' constraints-oldest.txt constraints.txt > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt torch
-	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable . sb3_contrib pytest tensorboard
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable . sb3_contrib pytest pytest-xdist tensorboard
 	touch $@
 
 # A smoke run: train, save, load, imagine
 oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest tests/test_versions.py tests/test_drop_in.py tests/test_agdppo.py
+	$(OLDEST)/bin/python -m pytest tests/test_versions.py tests/test_drop_in.py tests/test_agdppo.py \
+		--numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)

@@ -194,7 +194,13 @@ def test_smoke_suite_from_the_command_line_to_the_report(tmp_path: Path) -> None
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_suite_leaves_no_process_behind(sent: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.run", "mujoco-1m", "--only", "ppo", "--results", str(tmp_path)]
-    suite = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def heed_interrupts() -> None:
+        # Shells let processes in the background ignore them, and their children inherit that
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    suite = subprocess.Popen(command, cwd=ROOT, preexec_fn=heed_interrupts, **streams)
 
     def trainings() -> list[str]:
         listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
