@@ -245,9 +245,10 @@ class GuidanceCallback(BaseCallback):
             imagination.bound_values(buffer, self.locals["values"], self.locals["dones"])
             with self._timed("imagine"):
                 scale = self.guidance_scale(progress_remaining)
-                self._measure(imagination, scale)
+                gains = self._probe.measure(self.guide, scale, self.n_particles)
                 masked = imagination.augment(buffer, self.guide, scale, self.n_particles, ratio)
-            self.logger.record("agd/masked_share", masked)
+            for name, figure in {**gains, "masked_share": masked}.items():
+                self.logger.record(f"agd/{name}", figure)
         self._log(imagination, buffer)
 
     def _test(self, imagination: Imagination) -> None:
@@ -268,17 +269,6 @@ class GuidanceCallback(BaseCallback):
             # Undefined if no episode was long enough
             if not figure.isnan():
                 self.logger.record(f"agd/{name}", figure.item())
-
-    def _measure(self, imagination: Imagination, guidance_scale: float) -> None:
-        """
-        Measure the gain of guidance now and then.
-
-        :param imagination: World model and data
-        :param guidance_scale: Strength of the guidance where the critic explains all of the returns
-        """
-        scale = guidance_scale * imagination.state.critic_trust
-        for name, gain in self._probe.measure(self.guide, scale, self.n_particles).items():
-            self.logger.record(f"agd/{name}", gain)
 
     def _fit(self, imagination: Imagination, progress_remaining: float) -> bool:
         """

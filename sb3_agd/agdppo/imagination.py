@@ -337,6 +337,13 @@ class Imagination:
             segments, actions = segments.map(lambda array: array[chosen]), actions[chosen]
         return segments, actions
 
+    def trusted(self, guidance_scale: float) -> float:
+        """
+        :param guidance_scale: Strength of the guidance where the critic explains all of the returns
+        :return: Strength of the guidance by the present critic
+        """
+        return guidance_scale * self.state.critic_trust
+
     @property
     def critic(self) -> Critic:
         """The agent's critic, with values within the credible range."""
@@ -373,8 +380,7 @@ class Imagination:
         streams, rows = self.store.recent_starts(RECENT_TRANSITIONS)
         chosen = self.state.rng.integers(len(rows), size=n_segments)
         starts = th.as_tensor(self.store.observations[streams[chosen], rows[chosen]], device=self.model.device)
-        scale = guidance_scale * self.state.critic_trust
-        segments, actions = self.imagine(starts, guide, scale, n_particles, self.generator())
+        segments, actions = self.imagine(starts, guide, self.trusted(guidance_scale), n_particles, self.generator())
         buffer.augment(self._rollout_rows_of(segments, actions.flatten(0, 1), n_rows), self.state.rng)
         return 1 - segments.mask.float().mean().item()
 

@@ -86,12 +86,7 @@ class Simulator:
         space = self.env.action_space
         given = decoded.item() if isinstance(space, spaces.Discrete) else decoded.reshape(space.shape)
         observation, reward, terminated, truncated, _ = self.env.step(given)
-        return (
-            self.observation_codec.encode(np.asarray(observation)[None])[0],
-            float(reward),
-            terminated,
-            terminated or truncated,
-        )
+        return self._encode(observation), float(reward), terminated, terminated or truncated
 
     def replay(self, starts: Sequence[Snapshot], imagined: Segments[th.Tensor]) -> Segments[th.Tensor]:
         """
@@ -179,22 +174,23 @@ class GuidanceProbe:
     def measure(self, guide: Guide | None, guidance_scale: float, n_particles: int) -> dict[str, float]:
         """
         :param guide: The guide, ``None`` for none
-        :param guidance_scale: Strength of the guidance
+        :param guidance_scale: Strength of the guidance where the critic explains all of the returns
         :param n_particles: See :meth:`Imagination.imagine`
         :return: ``claimed_gain`` and ``true_gain``: by how much guidance raises the advantage of a segment, as imagined and
             as it is in the simulator, in standard deviations of the one-step advantage. Empty if there is nothing to measure
         """
         starts, self.starts = self.starts, []
-        if not starts or guide is None or guidance_scale == 0:
-            return {}
         imagination = self.imagination
+        scale = imagination.trusted(guidance_scale)
+        if not starts or guide is None or scale == 0:
+            return {}
         states = np.stack([state for _, _, state in starts]).repeat(PROBE_SEGMENTS, axis=0)
         # A stream of its own: training is the same with and without measuring
         generator = imagination.generator(imagination.model.num_timesteps)
         gains = {"claimed_gain": 0.0, "true_gain": 0.0}
         for sign, used in ((1, guide), (-1, None)):
             tensor = th.as_tensor(states, device=imagination.model.device)
-            segments, _ = imagination.imagine(tensor, used, guidance_scale, n_particles, generator)
+            segments, _ = imagination.imagine(tensor, used, scale, n_particles, generator)
             gains["claimed_gain"] += sign * self._mean_advantage(segments)
             gains["true_gain"] += sign * self._mean_advantage(self._replay(starts, segments))
         return gains

@@ -9,6 +9,7 @@ import numpy as np
 import torch as th
 
 from sb3_agd.agdppo import AGDPPO
+from sb3_agd.agdppo.imagination import discounted_returns
 from sb3_agd.agdppo.policy import FixedNoisePolicy
 from sb3_agd.agdppo.replay import Simulator, segment_advantages
 from sb3_agd.agdppo.snapshots import Snapshot
@@ -100,17 +101,12 @@ class Laboratory:
             vector
         """
         policy = FixedNoisePolicy(self.imagination.agent, 1, n_steps, self.generator)
-        return lambda state, step: self._act(policy, state, step)
 
-    def _act(self, policy: FixedNoisePolicy, state: np.ndarray, step: int) -> np.ndarray:
-        """
-        :param policy: Policy for one segment
-        :param state: Observation vector
-        :param step: Number of the step
-        :return: Action vector
-        """
-        vector = th.as_tensor(state, device=self.model.device).view(1, 1, -1)
-        return policy(vector, slice(step, step + 1)).view(-1).cpu().numpy()
+        def act(state: np.ndarray, step: int) -> np.ndarray:
+            vector = th.as_tensor(state, device=self.model.device).view(1, 1, -1)
+            return policy(vector, slice(step, step + 1)).view(-1).cpu().numpy()
+
+        return act
 
     def visit(self, n_starts: int) -> Visit:
         """
@@ -136,8 +132,7 @@ class Laboratory:
             state = simulator.reset() if over else following
         recorded = store.windows(np.zeros(n_starts, dtype=np.int64), np.array(rows), self.horizon)
         recorded = recorded.map(lambda array: array.to(self.model.device))
-        repeated = simulator.replay(snapshots, recorded)
-        same = th.equal(repeated.observations[repeated.mask.all(1)], recorded.observations[repeated.mask.all(1)])
+        same = th.equal(simulator.replay(snapshots, recorded).observations, recorded.observations)
         return Visit(recorded.observations[:, 0], recorded, snapshots if same else None)
 
     def try_out(self, visit: Visit, guide: Guide | None, guidance_scale: float) -> Outcome:
@@ -195,12 +190,8 @@ class Laboratory:
             rewards.append(reward)
             if over:
                 break
-        discounts = critic.gamma ** np.arange(len(rewards))
-        total = float((discounts * critic.rewards(th.tensor(rewards)).cpu().numpy()).sum())
-        if not terminated:
-            last = th.as_tensor(state, device=self.model.device)[None]
-            total += critic.gamma ** len(rewards) * critic.values(last).item()
-        return total
+        future = 0.0 if terminated else critic.values(th.as_tensor(state, device=self.model.device)[None]).item()
+        return float(discounted_returns(critic.rewards(th.tensor(rewards)).cpu().numpy(), critic.gamma, future)[0])
 
     def spread(self, visit: Visit) -> Segments[th.Tensor]:
         """
@@ -211,4 +202,4 @@ class Laboratory:
         """
         starts = visit.states.repeat_interleave(SPREAD_SAMPLES, dim=0)
         actions = visit.recorded.actions.repeat_interleave(SPREAD_SAMPLES, dim=0)
-        return self.imagination.world_model.imagine(starts, lambda _, steps: actions[:, steps], generator=self.generator)
+        return self.imagination.world_model.predict(starts, actions, self.generator)

@@ -58,7 +58,7 @@ def imagination_report(
     guide = make_guide(model.guidance if guidance is None else guidance)
     if guidance_scale is None:
         schedule = make_schedule("guidance_scale", model.guidance_scale)
-        guidance_scale = schedule(max(0.0, model._current_progress_remaining)) * model.imagination.state.critic_trust
+        guidance_scale = model.imagination.trusted(schedule(max(0.0, model._current_progress_remaining)))
     laboratory = Laboratory(model, make_env, seed)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,11 +110,7 @@ def errors_per_step(laboratory: Laboratory, visit: Visit, outcomes: dict[str, Ou
     """
     world_model = laboratory.imagination.world_model
     if visit.snapshots is None:
-        recorded = visit.recorded
-        imagined = world_model.imagine(
-            visit.states, lambda _, steps: recorded.actions[:, steps], generator=laboratory.generator
-        )
-        pairs = {UNGUIDED: (imagined, recorded)}
+        pairs = {UNGUIDED: (world_model.predict(visit.states, visit.recorded.actions, laboratory.generator), visit.recorded)}
     else:
         pairs = {name: (outcome.imagined, outcome.real) for name, outcome in outcomes.items() if outcome.real is not None}
     compared = {name: world_model.compare(*pair) for name, pair in pairs.items()}

@@ -104,8 +104,6 @@ class ResidualMLPDenoiser(nn.Module):
     :param depth: Number of residual blocks
     """
 
-    asks_policy: ClassVar[bool] = False
-
     def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, depth: int):
         super().__init__()
         output_dim = horizon * (observation_dim + 1)

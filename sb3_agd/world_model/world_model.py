@@ -323,6 +323,19 @@ class DiffusionWorldModel(nn.Module):
             mask=mask_after_termination(terminations),
         )
 
+    def predict(
+        self, observations: th.Tensor, actions: th.Tensor, generator: th.Generator | None = None
+    ) -> Segments[th.Tensor]:
+        """
+        Imagine what follows given actions.
+
+        :param observations: Start states in raw units, shape (B, observation_dim)
+        :param actions: In raw units, shape (B, H, action_dim)
+        :param generator: Source of all noise
+        :return: Segments in raw units
+        """
+        return self.imagine(observations, lambda _, steps: actions[:, steps], generator=generator)
+
     def _clamp(self, clean: th.Tensor) -> th.Tensor:
         """
         :param clean: Standardised next states and, last, rewards, shape (B, H, observation_dim + 1)
@@ -400,7 +413,7 @@ class DiffusionWorldModel(nn.Module):
             transition, scalars. NaN where the segments hold nothing to compare
         """
         segments = self._on_device(segments)
-        imagined = self.imagine(segments.observations[:, 0], lambda _, steps: segments.actions[:, steps], generator=generator)
+        imagined = self.predict(segments.observations[:, 0], segments.actions, generator)
         # Segments cut off by anything else than a termination say nothing about how long they would have gone on
         whole = segments.mask.all(1) | segments.terminations.any(1)
         return {
