@@ -68,6 +68,7 @@ def test_every_keyword_argument_is_an_attribute() -> None:
         "guidance_scale": 0.7,
         "horizon": 3,
         "synthetic_ratio": 5.0,
+        "real_data_ratio": 0.3,
         "n_denoising_steps": 6,
         "sampler": "ddim",
         "world_model_gradient_steps": 7,
@@ -368,6 +369,8 @@ def test_warm_starts_from_a_ppo_file(tmp_path: Path) -> None:
         ("synthetic_ratio", -0.1),
         ("synthetic_ratio", "many"),
         ("synthetic_ratio", lambda progress: -progress),
+        ("real_data_ratio", 1.0),
+        ("real_data_ratio", -0.1),
         ("n_denoising_steps", 0),
         ("sampler", "euler"),
         ("world_model_gradient_steps", 0),
@@ -553,6 +556,14 @@ def test_a_critic_that_explains_nothing_guides_nothing() -> None:
     imagination.state.critic_trust = 1.0
     imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 10.0, 1, 1.0)
     assert imagination.world_model.guidance_norm > 0
+
+
+@pytest.mark.parametrize("real_data_ratio, n_repeats", [(0.0, 1), (0.05, 1), (0.2, 2), (0.5, 8)])
+def test_real_rows_are_repeated_until_they_have_their_share(real_data_ratio: float, n_repeats: int) -> None:
+    settings = SMALL | {"synthetic_ratio": 8.0, "real_data_ratio": real_data_ratio}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **settings).learn(64)
+    rows = next(model.rollout_buffer.get(None))
+    assert len(rows.advantages) == 32 * n_repeats + 32 * 8
 
 
 # The callback

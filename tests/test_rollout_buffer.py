@@ -52,6 +52,14 @@ def test_each_epoch_shows_every_real_and_imagined_row_once(batch_size: int | Non
             assert th.equal(batch.observations.flatten(), batch.old_values)
 
 
+def test_real_rows_can_be_repeated() -> None:
+    buffer = filled(AugmentedRolloutBuffer)
+    buffer.augment(imagined_rows(7), np.random.default_rng(0), n_repeats=3)
+    values = th.cat([batch.old_values for batch in buffer.get(5)])
+    real = [float(env + 10 * step) for env in range(N_ENVS) for step in range(N_STEPS)]
+    assert sorted(values.tolist()) == sorted([*real * 3, *(-1.0 - np.arange(7))])
+
+
 def test_the_arrays_of_the_buffer_stay_real() -> None:
     buffer = filled(AugmentedRolloutBuffer)
     buffer.augment(imagined_rows(7), np.random.default_rng(0))

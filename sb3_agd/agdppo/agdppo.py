@@ -83,6 +83,8 @@ class AGDPPO(PPO):
     :param horizon: Number of transitions of an imagined segment
     :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the current
         progress remaining (from 1 to 0). While it is 0, the world model is not trained either
+    :param real_data_ratio: Share of the real transitions in each epoch, at least: where there are fewer, they are repeated.
+        What the world model does not foresee, such as a rare fall, is in the real ones only
     :param n_denoising_steps: Number of calls of the denoiser per segment
     :param sampler: ``"flow"`` (flow matching, a handful of steps), ``"ddim"`` or ``"ddpm"`` (the paper's, with 128
         steps)
@@ -133,10 +135,11 @@ class AGDPPO(PPO):
         n_particles: int = 4,
         horizon: int = 8,
         synthetic_ratio: float | Schedule = 8.0,
+        real_data_ratio: float = 0.2,
         n_denoising_steps: int = 2,
         sampler: str = "flow",
         world_model_gradient_steps: int = 50,
-        world_model_batch_size: int = 256,
+        world_model_batch_size: int = 128,
         world_model_learning_rate: float | Schedule = 3e-3,
         world_model_warmup: int = 1000,
         world_model_buffer_size: int = 1_000_000,
@@ -177,6 +180,7 @@ class AGDPPO(PPO):
         self.n_particles = n_particles
         self.horizon = horizon
         self.synthetic_ratio = synthetic_ratio
+        self.real_data_ratio = real_data_ratio
         self.n_denoising_steps = n_denoising_steps
         self.sampler = sampler
         self.world_model_gradient_steps = world_model_gradient_steps
@@ -224,6 +228,7 @@ class AGDPPO(PPO):
             n_particles=self.n_particles,
             horizon=self.horizon,
             synthetic_ratio=self.synthetic_ratio,
+            real_data_ratio=self.real_data_ratio,
             n_denoising_steps=self.n_denoising_steps,
             sampler=self.sampler,
             world_model_gradient_steps=self.world_model_gradient_steps,

@@ -95,6 +95,8 @@ class GuidanceCallback(BaseCallback):
     :param horizon: Number of transitions of an imagined segment
     :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the remaining
         progress. With 0, the world model is not trained either
+    :param real_data_ratio: Share of the real transitions in each epoch, at least: where there are fewer, they are repeated.
+        What the world model does not foresee, such as a rare fall, is in the real ones only
     :param n_denoising_steps: Number of calls of the denoiser per segment
     :param sampler: ``"flow"`` (flow matching), ``"ddim"`` or ``"ddpm"``
     :param world_model_gradient_steps: Updates of the world model per rollout (five times as many for the first)
@@ -119,10 +121,11 @@ class GuidanceCallback(BaseCallback):
         n_particles: int = 4,
         horizon: int = 8,
         synthetic_ratio: float | Schedule = 8.0,
+        real_data_ratio: float = 0.2,
         n_denoising_steps: int = 2,
         sampler: str = "flow",
         world_model_gradient_steps: int = 50,
-        world_model_batch_size: int = 256,
+        world_model_batch_size: int = 128,
         world_model_learning_rate: float | Schedule = 3e-3,
         world_model_warmup: int = 1000,
         world_model_buffer_size: int = 1_000_000,
@@ -140,7 +143,10 @@ class GuidanceCallback(BaseCallback):
         check_integer("world_model_gradient_steps", world_model_gradient_steps, 1)
         check_integer("world_model_batch_size", world_model_batch_size, 1)
         check_integer("world_model_warmup", world_model_warmup, 0)
+        if not 0 <= real_data_ratio < 1:
+            raise ValueError(f"`real_data_ratio` must be at least 0 and below 1, not {real_data_ratio!r}")
         self.n_particles = n_particles
+        self.real_data_ratio = real_data_ratio
         self.world_model_gradient_steps = world_model_gradient_steps
         self.world_model_batch_size = world_model_batch_size
         self.world_model_warmup = world_model_warmup
@@ -246,7 +252,7 @@ class GuidanceCallback(BaseCallback):
             with self._timed("imagine"):
                 scale = self.guidance_scale(progress_remaining)
                 gains = self._probe.measure(self.guide, scale, self.n_particles)
-                masked = imagination.augment(buffer, self.guide, scale, self.n_particles, ratio)
+                masked = imagination.augment(buffer, self.guide, scale, self.n_particles, ratio, self.real_data_ratio)
             for name, figure in {**gains, "masked_share": masked}.items():
                 self.logger.record(f"agd/{name}", figure)
         self._log(imagination, buffer)

@@ -364,6 +364,7 @@ class Imagination:
         guidance_scale: float,
         n_particles: int,
         synthetic_ratio: float,
+        real_data_ratio: float = 0.0,
     ) -> float:
         """
         Imagine segments from recent real states and add them to the rollout buffer.
@@ -373,6 +374,7 @@ class Imagination:
         :param guidance_scale: Strength of the guidance where the critic explains all of the returns
         :param n_particles: See :meth:`imagine`
         :param synthetic_ratio: Imagined transitions per real one. Somewhat fewer are added where segments end early
+        :param real_data_ratio: Share that real transitions are to have, by repetition
         :return: Share of the imagined transitions that are left out because they lie behind a termination
         """
         n_rows = round(synthetic_ratio * buffer.buffer_size * buffer.n_envs)
@@ -381,7 +383,8 @@ class Imagination:
         chosen = self.state.rng.integers(len(rows), size=n_segments)
         starts = th.as_tensor(self.store.observations[streams[chosen], rows[chosen]], device=self.model.device)
         segments, actions = self.imagine(starts, guide, self.trusted(guidance_scale), n_particles, self.generator())
-        buffer.augment(self._rollout_rows_of(segments, actions.flatten(0, 1), n_rows), self.state.rng)
+        n_repeats = max(1, round(synthetic_ratio * real_data_ratio / (1 - real_data_ratio)))
+        buffer.augment(self._rollout_rows_of(segments, actions.flatten(0, 1), n_rows), self.state.rng, n_repeats)
         return 1 - segments.mask.float().mean().item()
 
     @th.no_grad()

@@ -16,6 +16,7 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -78,6 +79,11 @@ class Agent:
         self.observation_codec = observation_codec
         self.action_codec = action_codec
         self.normalization = normalization
+        # Once for all calls: they come in a loop that is not to wait for a GPU
+        if normalization is not None and normalization.observations is not None:
+            statistics = normalization.observations
+            shift, scale = statistics.mean, np.sqrt(statistics.var + normalization.epsilon)
+            self._shift, self._scale = (th.as_tensor(array.reshape(-1), device=model.device) for array in (shift, scale))
 
     def policy_observations(self, vectors: th.Tensor) -> th.Tensor:
         """
@@ -96,9 +102,8 @@ class Agent:
         """
         ours = self.normalization
         if ours is not None and ours.observations is not None:
-            shift = th.as_tensor(ours.observations.mean.reshape(-1), device=observations.device)
-            scale = th.as_tensor(np.sqrt(ours.observations.var + ours.epsilon).reshape(-1), device=observations.device)
-            observations = th.clamp((observations - shift) / scale, -ours.clip_obs, ours.clip_obs).float()
+            standardised = (observations - self._shift) / self._scale
+            observations = th.clamp(standardised, -ours.clip_obs, ours.clip_obs).float()
         return observations.reshape(-1, *self.observation_codec.shape)
 
     def rewards(self, rewards: th.Tensor) -> th.Tensor:
@@ -159,8 +164,12 @@ class FixedNoisePolicy:
             bernoulli = isinstance(distribution, BernoulliDistribution)
             noise = th.logit(uniform) if bernoulli else -th.log(-th.log(uniform))
         self.noise = noise
-        # The newest actions as SB3's rollout buffer stores them, shape (B, n, action_dim)
-        self.actions = th.empty(0)
+        space = agent.model.action_space
+        if isinstance(space, spaces.Box):
+            # Spaces may be in double precision, agents are not
+            self._low, self._high = (th.as_tensor(bound.reshape(-1)).to(noise) for bound in (space.low, space.high))
+        # The newest action of each step as SB3's rollout buffer stores it
+        self.actions = th.empty(*self.batch, get_action_dim(space), device=noise.device)
 
     @th.no_grad()
     def sample(self, observations: th.Tensor, steps: slice) -> th.Tensor:
@@ -193,14 +202,11 @@ class FixedNoisePolicy:
         :param actions: As SB3's rollout buffer stores them, shape (N, action_dim)
         :return: As the environment receives them, shape (N, prod(action_shape))
         """
-        space, policy = self.agent.model.action_space, self.agent.model.policy
-        if not isinstance(space, spaces.Box):
+        if not isinstance(self.agent.model.action_space, spaces.Box):
             return actions
-        # Spaces may be in double precision, agents are not
-        low, high = (th.as_tensor(bound.reshape(-1)).to(actions) for bound in (space.low, space.high))
-        if policy.squash_output:
-            return low + 0.5 * (actions + 1.0) * (high - low)
-        return th.clamp(actions, low, high)
+        if self.agent.model.policy.squash_output:
+            return self._low + 0.5 * (actions + 1.0) * (self._high - self._low)
+        return th.clamp(actions, self._low, self._high)
 
     def __call__(self, states: th.Tensor, steps: slice) -> th.Tensor:
         """
@@ -209,7 +215,7 @@ class FixedNoisePolicy:
         :return: Action vectors in raw units, shape (B, n, action_size)
         """
         buffered = self.sample(self.agent.policy_observations(states), steps)
-        self.actions = buffered.view(*states.shape[:2], -1)
+        self.actions[:, steps] = buffered.view(*states.shape[:2], -1)
         actions = self.environment_actions(buffered)
         if not isinstance(self.agent.model.action_space, spaces.Box):
             encoded = self.agent.action_codec.encode(actions.cpu().numpy())

@@ -24,7 +24,7 @@ class AugmentedRolloutBuffer(RolloutBuffer):
         """Number of imagined rows."""
         return 0 if self.imagined is None else len(self.imagined.advantages)
 
-    def augment(self, imagined: RolloutBufferSamples, rng: np.random.Generator) -> None:
+    def augment(self, imagined: RolloutBufferSamples, rng: np.random.Generator, n_repeats: int = 1) -> None:
         """
         Add imagined rows to those that :meth:`get` returns, in place of earlier ones.
 
@@ -32,10 +32,12 @@ class AugmentedRolloutBuffer(RolloutBuffer):
             policy sees and gives them, old values and log-probabilities by the current policy, advantages and
             returns in the critic's units
         :param rng: Shuffles real and imagined rows; private, so that imagination does not disturb the global stream
+        :param n_repeats: How often each real row comes, so that it is not lost among the imagined ones
         """
         self.imagined = imagined
         self._all_rows = None
         self._rng = rng
+        self._n_repeats = n_repeats
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         if self.imagined is None or self.n_imagined == 0:
@@ -44,7 +46,10 @@ class AugmentedRolloutBuffer(RolloutBuffer):
         if self._all_rows is None:
             real = next(super().get(None))
             self._all_rows = RolloutBufferSamples(
-                *(th.cat([ours, theirs.to(ours.dtype)]) for ours, theirs in zip(real, self.imagined, strict=True))
+                *(
+                    th.cat([ours] * self._n_repeats + [theirs.to(ours.dtype)])
+                    for ours, theirs in zip(real, self.imagined, strict=True)
+                )
             )
         n_rows = len(self._all_rows.advantages)
         indices = th.as_tensor(self._rng.permutation(n_rows), device=self.device)

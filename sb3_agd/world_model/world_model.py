@@ -216,7 +216,8 @@ class DiffusionWorldModel(nn.Module):
         total = th.zeros(2, device=self.device)
         learn_terminations = source.termination_rate > 0 and self.termination_fn is None
         n_terminal = max(1, round(TERMINAL_SHARE * batch_size))
-        for _ in range(gradient_steps):
+        n_before = int(self.n_updates.item())
+        for n_updates in range(n_before + 1, n_before + gradient_steps + 1):
             segments = self._on_device(source.segments(batch_size))
             denoising_loss = self.denoising_loss(segments, generator)
             termination_loss = th.zeros_like(denoising_loss)
@@ -228,7 +229,7 @@ class DiffusionWorldModel(nn.Module):
             nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
             self.optimizer.step()
             self.n_updates += 1
-            decay = min(self.ema_decay, self.n_updates.item() / (self.n_updates.item() + EMA_WARMUP))
+            decay = min(self.ema_decay, n_updates / (n_updates + EMA_WARMUP))
             with th.no_grad():
                 th._foreach_lerp_(means, weights, 1 - decay)
             total += th.stack([denoising_loss.detach(), termination_loss.detach()])
@@ -277,16 +278,23 @@ class DiffusionWorldModel(nn.Module):
         states = observations[:, None].expand(-1, self.horizon + 1, -1)
         whole = slice(0, self.horizon)
         denoiser = self.ema_networks["denoiser"]
+        asks_policy = getattr(denoiser, "asks_policy", False)
+        taken = observations.new_empty(len(observations), self.horizon, self.action_dim)
         guidance_lengths = []
 
         def act(standardised: th.Tensor, steps: slice) -> th.Tensor:
             normalizer = self.observation_normalizer
-            return self.action_normalizer(policy(normalizer.inverse(normalizer.clamp(standardised)), steps))
+            reached = normalizer.inverse(normalizer.clamp(standardised))
+            if steps.start == 0:
+                # Neither rounded nor clamped
+                reached[:, 0] = observations
+            taken[:, steps] = policy(reached, steps)
+            return self.action_normalizer(taken[:, steps])
 
         def denoise(noisy: th.Tensor, time: float) -> th.Tensor:
             nonlocal states
             level = th.full((len(noisy),), time, device=noisy.device)
-            actions = act if getattr(denoiser, "asks_policy", False) else self.action_normalizer(policy(states[:, :-1], whole))
+            actions = act if asks_policy else self.action_normalizer(policy(states[:, :-1], whole))
             clean = self._clamp(denoiser(noisy, level, start, actions))
             states = self._raw_states(observations, clean)
             return clean
@@ -310,7 +318,8 @@ class DiffusionWorldModel(nn.Module):
         noise = th.randn(shape, generator=generator, device=observations.device)
         clean = sample(self.path, denoise, noise, self.n_denoising_steps, generator, guidance if guided else None)
         states = self._raw_states(observations, clean)
-        actions = policy(states[:, :-1], whole)
+        # The last walk along the segment led to these very states, and asked the policy there
+        actions = taken if asks_policy else policy(states[:, :-1], whole)
         probabilities = self._termination_probabilities(states, actions)
         draws = th.rand(probabilities.shape, generator=generator, device=observations.device)
         terminations = draws < probabilities
@@ -389,12 +398,10 @@ class DiffusionWorldModel(nn.Module):
                     f"`termination_fn` must return one boolean per row, shape {(len(rows[0]),)}, not {outcome.shape}"
                 )
             return th.as_tensor(outcome, dtype=states.dtype, device=states.device).view(actions.shape[:2])
-        if self.n_terminations == 0:
-            # What was never seen is not imagined: rare false alarms would cut the returns of endless tasks
-            return th.zeros(actions.shape[:2], device=states.device)
         normalize = self.observation_normalizer
         logits = self.ema_networks["termination"](normalize(before), self.action_normalizer(actions), normalize(after))
-        return logits.sigmoid()
+        # What was never seen is not imagined: rare false alarms would cut the returns of endless tasks
+        return logits.sigmoid() * (self.n_terminations > 0)
 
     def _on_device(self, segments: Segments[th.Tensor]) -> Segments[th.Tensor]:
         """
