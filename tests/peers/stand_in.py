@@ -1,7 +1,8 @@
 """
-Pytest plugin for the tests of Stable-Baselines3, sb3-contrib and RL-Zoo: puts AGDPPO in the place of PPO, A2C and TRPO if
-the environment variable PEERS_STAND_IN is set, and writes down what these algorithms do in each test, in the processes
-that tests start as well. PEERS_LOG names the file for that, PEERS_SELECTION a file with the tests to run (default: all).
+Pytest plugin for the tests of Stable-Baselines3, sb3-contrib and RL-Zoo: puts the algorithm that the environment variable
+PEERS_STAND_IN names, AGDPPO or PPO, in the place of PPO, A2C and TRPO (default: they stay), and writes down what these
+algorithms do in each test, in the processes that tests start as well. PEERS_LOG names the file for that, PEERS_SELECTION a
+file with the tests to run (default: all).
 """
 
 import functools
@@ -29,22 +30,31 @@ PLACES = {
     "A2C": (stable_baselines3, stable_baselines3.a2c),
     "TRPO": (sb3_contrib, sb3_contrib.trpo),
 }
+STAND_INS: dict[str, type[stable_baselines3.PPO]] = {"AGDPPO": AGDPPO, "PPO": stable_baselines3.PPO}
 # The world model is at work from the first rollout on, and quick enough for hundreds of tests
+EARLY: dict[str, Any] = {"synthetic_ratio": 1.0, "horizon": 4, "world_model_warmup": 0}
 SMALL: dict[str, Any] = {
-    "synthetic_ratio": 1.0,
-    "horizon": 4,
     "world_model_gradient_steps": 10,
     "world_model_batch_size": 32,
-    "world_model_warmup": 0,
     "world_model_kwargs": {"width": 32, "depth": 1},
 }
+# Where tests judge what was learned, the world model has its default size and training: a small one knows nothing of the
+# rewards there when these tests end
+TESTS_OF_LEARNING = "tests/test_identity.py"
+
+
+def current_test() -> str:
+    """
+    :return: Name of the test that is running, also in a parent process, ``""`` if there is none
+    """
+    return os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
 
 
 def write_down(**event: Any) -> None:
     """
-    :param event: What has happened; the test that is running, also in a parent process, is added
+    :param event: What has happened; the test that is running is added
     """
-    event.setdefault("test", os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0])
+    event.setdefault("test", current_test())
     with open(os.environ["PEERS_LOG"], "a") as file:
         file.write(json.dumps(event) + "\n")
 
@@ -72,18 +82,21 @@ def watch(algorithm: type[OnPolicyAlgorithm], name: str) -> None:
     algorithm.train = watched_train  # type: ignore[method-assign]
 
 
-def make_stand_in(replaced: type[OnPolicyAlgorithm]) -> type[AGDPPO]:
+def make_stand_in(algorithm: type[stable_baselines3.PPO], replaced: type[OnPolicyAlgorithm]) -> type[stable_baselines3.PPO]:
     """
+    :param algorithm: Algorithm to put in the place of another one
     :param replaced: Algorithm to replace
-    :return: AGDPPO with the algorithm's name, which is part of the names of tests, and its defaults
+    :return: The former with the latter's name, which is part of the names of tests, and its defaults
     """
-    ours, theirs = (inspect.signature(algorithm).parameters for algorithm in (AGDPPO, replaced))
+    ours, theirs = (inspect.signature(cls).parameters for cls in (algorithm, replaced))
     empty = inspect.Parameter.empty
     defaults = {name: theirs[name].default for name in ours if name in theirs and theirs[name].default is not empty}
 
-    class StandIn(AGDPPO):
+    class StandIn(algorithm):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **kwargs: Any):
-            super().__init__(*args, **defaults | SMALL | kwargs)
+            small = {} if current_test().startswith(TESTS_OF_LEARNING) else SMALL
+            settings = EARLY | small if algorithm is AGDPPO else {}
+            super().__init__(*args, **defaults | settings | kwargs)
 
         def learn(self, *args: Any, tb_log_name: str = replaced.__name__, **kwargs: Any) -> Any:
             # Each algorithm logs under its own name
@@ -94,12 +107,12 @@ def make_stand_in(replaced: type[OnPolicyAlgorithm]) -> type[AGDPPO]:
 
 
 def install() -> None:
-    """Watch the algorithms, or AGDPPO in their place."""
+    """Watch the algorithms, or the one in their place."""
     th.set_num_threads(1)
     for name, modules in PLACES.items():
         algorithm = getattr(modules[0], name)
         if "PEERS_STAND_IN" in os.environ:
-            algorithm = make_stand_in(algorithm)
+            algorithm = make_stand_in(STAND_INS[os.environ["PEERS_STAND_IN"]], algorithm)
             for module in modules:
                 setattr(module, name, algorithm)
         watch(algorithm, name)
