@@ -449,6 +449,27 @@ def test_recurrent_denoiser_asks_for_each_action_at_the_state_that_it_acts_on(n_
     th.testing.assert_close(again.observations, imagined.observations, atol=0.02 * imagined.observations.std().item(), rtol=0)
 
 
+@each_sampler
+def test_recurrent_denoiser_last_asks_the_policy_at_the_very_states_that_are_returned(sampler: str) -> None:
+    asked: dict[int, th.Tensor] = {}
+    n_calls = 0
+
+    def policy(states: th.Tensor, steps: slice) -> th.Tensor:
+        nonlocal n_calls
+        n_calls += 1
+        asked[steps.start] = states
+        return linear_policy(states)
+
+    source = Recording()
+    start = source.every_transition().observations[:200, 0]
+    imagined = fitted(source, sampler=sampler, n_denoising_steps=3).imagine(start, policy, generator=seeded(1))
+    # Not once more for the actions that are returned
+    assert n_calls == 3 * HORIZON
+    for step in range(HORIZON):
+        assert th.equal(asked[step].squeeze(1), imagined.observations[:, step])
+        assert th.equal(imagined.actions[:, step], linear_policy(asked[step]).squeeze(1))
+
+
 @each_guide
 def test_guidance_of_any_strength_stays_near_the_observed_range(guide: Guide) -> None:
     source = Recording()
