@@ -33,6 +33,7 @@ setup(
         # rl_zoo3 imports it without saying so
         "requests",
         "pyyaml",
+        "cloudpickle",
     ],
     extras_require={
         "mujoco": ["gymnasium[mujoco]"],

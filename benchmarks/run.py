@@ -14,11 +14,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
@@ -146,6 +147,17 @@ def execute(run: Run) -> Outcome:
 RUNNING: set[subprocess.Popen] = set()
 
 
+def attempt(result: Callable[[], Any]) -> Outcome:
+    """
+    :param result: Gives the outcome of a run
+    :return: The outcome, a failure if there is none: the run could not be started, or its machine was lost
+    """
+    try:
+        return result()
+    except Exception as error:  # Of any kind: it must not end the other runs
+        return Outcome(None, f"{type(error).__name__}: {error}", 0.0, commit(), {}, {})
+
+
 def run_locally(runs: list[Run], jobs: int) -> Iterator[tuple[Run, Outcome]]:
     """
     :param runs: What to run, in this order
@@ -156,7 +168,7 @@ def run_locally(runs: list[Run], jobs: int) -> Iterator[tuple[Run, Outcome]]:
         futures = {pool.submit(execute, run): run for run in runs}
         try:
             for future in as_completed(futures):
-                yield futures[future], future.result()
+                yield futures[future], attempt(future.result)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(RUNNING):
@@ -180,7 +192,7 @@ def run_on_cluster(runs: list[Run], address: str | None) -> Iterator[tuple[Run, 
         while pending:
             (done,), _ = ray.wait(list(pending), num_returns=1)
             run = pending.pop(done)
-            yield run, ray.get(done)
+            yield run, attempt(partial(ray.get, done))
     finally:
         ray.shutdown()
 

@@ -4,7 +4,7 @@ What imagination and the training of the world model cost, on the shapes of Half
     python -m benchmarks.speed --threads 1
 
 All figures are medians of interleaved repetitions of one run: on a machine with other work, only their ratios mean
-something. The program prints a table and writes ``benchmarks/results/speed.json``.
+something. The program prints a table and writes ``benchmarks/results/speed-cpu-1.json`` (device and number of threads).
 """
 
 import argparse
@@ -28,7 +28,7 @@ from benchmarks.run import processor
 from benchmarks.settings import algorithm_arguments, load_settings, make_environment
 from benchmarks.suite import RESULTS
 from sb3_agd import AGDPPO
-from sb3_agd.agdppo.trajectory_store import TrajectoryStore, WindowSource
+from sb3_agd.agdppo.trajectory_store import ARRAYS, TrajectoryStore, WindowSource
 from sb3_agd.world_model.guides import SigmoidAdvantageGuide
 
 ENV_ID = "HalfCheetah-v5"
@@ -51,6 +51,15 @@ WARMUP_STEPS = 2048
 UPDATES = 20
 MATMUL_SIZE = 2048
 STORE_SIZES = (10_000, 1_000_000)
+# What the methods of an agent's imagination count as
+IMAGINATION_PARTS = {
+    "fit": "fit",
+    "augment": "imagine",
+    "record": "bookkeeping",
+    "finish_rollout": "bookkeeping",
+    "test": "bookkeeping",
+    "bound_values": "bookkeeping",
+}
 
 
 def median_seconds(tasks: dict[str, Callable[[], Any]], repetitions: int, device: th.device) -> dict[str, float]:
@@ -173,28 +182,30 @@ def training_split(agent: AGDPPO, n_rollouts: int) -> dict[str, float]:
     """
     :param agent: The agent
     :param n_rollouts: Number of rollouts to train for
-    :return: Seconds per environment step, in all and for each part
+    :return: Seconds per environment step, in all and for each part; small rests are part of no part
     """
-    parts = {"fit": 0.0, "imagine": 0.0, "update": 0.0}
+    parts = dict.fromkeys(("environment", "fit", "imagine", "bookkeeping", "update"), 0.0)
 
     def timed(name: str, function: Callable) -> Callable:
         def call(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start, others = time.perf_counter(), sum(parts.values())
             result = function(*args, **kwargs)
-            parts[name] += time.perf_counter() - start
+            # Without what was timed within it: all but the update goes on while the rollout is collected
+            parts[name] += time.perf_counter() - start - (sum(parts.values()) - others)
             return result
 
         return call
 
-    imagination: Any = agent.imagination
-    imagination.fit = timed("fit", imagination.fit)
-    imagination.augment = timed("imagine", imagination.augment)
-    agent.train = timed("update", agent.train)  # type: ignore[method-assign]
+    owners = {agent: {"collect_rollouts": "environment", "train": "update"}, agent.imagination: IMAGINATION_PARTS}
+    for owner, methods in owners.items():
+        for method, name in methods.items():
+            setattr(owner, method, timed(name, getattr(owner, method)))
     total = step_seconds(agent, n_rollouts)
-    del imagination.fit, imagination.augment, agent.train
+    for owner, methods in owners.items():
+        for method in methods:
+            delattr(owner, method)
     n_steps = n_rollouts * agent.n_steps * agent.n_envs
-    parts = {name: seconds / n_steps for name, seconds in parts.items()}
-    return {"total": total, **parts, "environment": total - sum(parts.values())}
+    return {"total": total, **{name: seconds / n_steps for name, seconds in parts.items()}}
 
 
 def main() -> None:
@@ -203,8 +214,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if th.cuda.is_available() else "cpu")
     parser.add_argument("--repetitions", type=int, default=REPETITIONS)
-    parser.add_argument("--output", type=Path, default=RESULTS / "speed.json")
+    parser.add_argument("--output", type=Path, help="default: speed-DEVICE-THREADS.json in benchmarks/results")
     arguments = parser.parse_args()
+    output = arguments.output or RESULTS / f"speed-{arguments.device}-{arguments.threads}.json"
     if arguments.repetitions < REPETITIONS:
         parser.error(f"--repetitions must be at least {REPETITIONS}")
     th.set_num_threads(arguments.threads)
@@ -234,7 +246,8 @@ def main() -> None:
     transitions = n_segments * agent.horizon
     paper_rate = PAPER_SEGMENTS * paper.horizon / seconds["imagine_paper"]
     store = stores[max(STORE_SIZES)]
-    stored_bytes = sum(getattr(store, name)[:, : len(store)].nbytes for name in ("observations", "actions", "rewards"))
+    n_rows = store.position.max() + 1
+    stored_bytes = sum(getattr(store, name)[:, :n_rows].nbytes for name in ARRAYS) / len(store)
     figures: dict[str, Any] = {
         "imagined transitions per second": transitions * agent.n_particles / seconds["imagine"],
         "of these kept": transitions / seconds["imagine"],
@@ -248,10 +261,11 @@ def main() -> None:
         "share of the matmul limit, imagination": flops(tasks["imagine"]) / seconds["imagine"] / matmul_rate,
         "matmul GFLOP/s": matmul_rate / 1e9,
         "time of an update at 1,000,000 transitions to 10,000": large / small,
-        "bytes per stored float": stored_bytes / len(store) / (sum(size) + 1),
+        "bytes per stored transition": stored_bytes,
+        "bytes per number of a stored transition": stored_bytes / (sum(size) + 1),
         "AGDPPO's time per step to PPO's": float(np.median([ours["total"] / theirs for ours, theirs in splits])),
     }
-    for part in ("environment", "fit", "imagine", "update"):
+    for part in ("environment", "fit", "imagine", "bookkeeping", "update"):
         figures[f"share of AGDPPO's time, {part}"] = float(np.median([ours[part] / ours["total"] for ours, _ in splits]))
     table = Table(title=f"{arguments.device}, {arguments.threads} threads", show_header=False)
     for name, figure in figures.items():
@@ -266,7 +280,7 @@ def main() -> None:
         "torch": th.__version__,
         **figures,
     }
-    arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+    output.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -77,16 +77,15 @@ class Run:
     def saved(self, results: Path) -> dict[str, Any] | None:
         """
         :param results: Folder of the suite's results
-        :return: The record of this run, ``None`` if it is not finished or was made with other settings. Arguments that
-            the algorithm did not have yet do not count as other settings
+        :return: The record of this run, ``None`` if it is not finished or was made with other settings, or before the
+            algorithm had all of its present ones
         """
         record, evaluations = results / f"{self}.json", results / f"{self}.csv"
         if not record.is_file() or not evaluations.is_file():
             return None
         content = json.loads(record.read_text())
-        recorded = content["hyperparameters"]
         same = (
-            {**self.hyperparameters, **recorded} == {**recorded, **self.hyperparameters}
+            content["hyperparameters"] == self.hyperparameters
             and content["eval_episodes"] == self.suite.eval_episodes
             and is_complete(pd.read_csv(evaluations), self.suite)
         )

@@ -66,6 +66,7 @@ def test_every_keyword_argument_is_an_attribute() -> None:
     arguments: dict[str, Any] = {
         "guidance": "eag",
         "guidance_scale": 0.7,
+        "n_particles": 3,
         "horizon": 3,
         "synthetic_ratio": 5.0,
         "real_data_ratio": 0.3,
@@ -77,6 +78,7 @@ def test_every_keyword_argument_is_an_attribute() -> None:
         "world_model_warmup": 11,
         "world_model_buffer_size": 1234,
         "world_model_kwargs": {"width": 8},
+        "termination_fn": lambda observations, actions, next_observations: observations[:, 0] > 1,
     }
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **arguments)
     for name, value in arguments.items():
@@ -371,6 +373,7 @@ def test_warm_starts_from_a_ppo_file(tmp_path: Path) -> None:
         ("synthetic_ratio", lambda progress: -progress),
         ("real_data_ratio", 1.0),
         ("real_data_ratio", -0.1),
+        ("real_data_ratio", "0.5"),
         ("n_denoising_steps", 0),
         ("sampler", "euler"),
         ("world_model_gradient_steps", 0),
@@ -481,18 +484,24 @@ def test_values_of_imagined_rows_stay_within_the_margin_of_real_returns() -> Non
     assert imagined.advantages.abs().max() <= 10 * largest
 
 
-def test_values_of_real_rows_stay_within_the_margin_of_real_returns_too() -> None:
+@pytest.mark.parametrize("terminates", [True, False], ids=["terminations", "time limits"])
+def test_value_targets_of_real_rows_stay_within_the_margin_of_real_returns_too(terminates: bool) -> None:
     class Bias(BaseCallback):
         def _on_step(self) -> bool:
             with th.no_grad():
                 model.policy.value_net.bias.fill_(1e4)
             return True
 
-    model = AGDPPO("MlpPolicy", ToyEnv(episode_length=10, terminates=True), **SMALL)
+    model = AGDPPO("MlpPolicy", ToyEnv(episode_length=10, terminates=terminates), **SMALL)
     model.learn(64, Bias())
-    largest = sum(0.99**step for step in range(10))
-    assert model.rollout_buffer.values.max() <= 1.25 * largest
-    assert model.rollout_buffer.returns.max() <= 2 * 1.25 * largest
+    low, high = model.imagination.state.value_range
+    assert high <= 1.25 * (sum(0.99**step for step in range(10)) if terminates else 100)
+    buffer = model.rollout_buffer
+    assert low <= buffer.returns.min() and buffer.returns.max() <= high
+    # SB3 adds the value of the last state where a time limit cuts an episode off
+    assert buffer.rewards.max() == pytest.approx(1 if terminates else 1 + 0.99 * high)
+    # PPO's `clip_range_vf` is about what the critic said
+    assert buffer.values.min() > 1e3
 
 
 def test_the_bound_on_values_does_not_depend_on_the_critic() -> None:
@@ -558,12 +567,17 @@ def test_a_critic_that_explains_nothing_guides_nothing() -> None:
     assert imagination.world_model.guidance_norm > 0
 
 
-@pytest.mark.parametrize("real_data_ratio, n_repeats", [(0.0, 1), (0.05, 1), (0.2, 2), (0.5, 8)])
-def test_real_rows_are_repeated_until_they_have_their_share(real_data_ratio: float, n_repeats: int) -> None:
-    settings = SMALL | {"synthetic_ratio": 8.0, "real_data_ratio": real_data_ratio}
+@pytest.mark.parametrize(
+    "synthetic_ratio, real_data_ratio, n_repeats",
+    [(8, 0.0, 1), (8, 0.05, 1), (8, 0.2, 2), (8, 0.3, 4), (8, 0.5, 8), (5, 0.2, 2), (16, 0.2, 4), (0.5, 0.2, 1)],
+)
+def test_real_rows_are_repeated_until_they_have_their_share(
+    synthetic_ratio: float, real_data_ratio: float, n_repeats: int
+) -> None:
+    settings = SMALL | {"synthetic_ratio": synthetic_ratio, "real_data_ratio": real_data_ratio}
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **settings).learn(64)
     rows = next(model.rollout_buffer.get(None))
-    assert len(rows.advantages) == 32 * n_repeats + 32 * 8
+    assert len(rows.advantages) == 32 * n_repeats + 32 * synthetic_ratio
 
 
 # The callback
@@ -587,6 +601,23 @@ def test_the_callback_refuses_other_algorithms_and_buffers() -> None:
             model.learn(32, GuidanceCallback())
 
 
+def test_the_callback_goes_on_with_a_model_loaded_from_a_file(tmp_path: Path) -> None:
+    settings = {"n_steps": 32, "rollout_buffer_class": AugmentedRolloutBuffer, "device": "cpu"}
+    callback = GuidanceCallback(horizon=4, world_model_warmup=0, world_model_gradient_steps=2)
+    first = A2C("MlpPolicy", "Pendulum-v1", **settings).learn(64, callback)
+    first.save(tmp_path / "model")
+    n_updates = callback.world_model.n_updates.item()
+    second = A2C.load(tmp_path / "model", env=first.env, device="cpu").learn(64, callback)
+    assert callback.imagination.model is second
+    assert callback.world_model.n_updates == n_updates + 2 * 2
+    # The windows of one run never reach into the other
+    assert len(callback.imagination.store) == 128
+    steps = callback.imagination.store.recent_starts(1000)[1]
+    assert (np.diff(steps) == 2).sum() == 1
+    with pytest.raises(ValueError, match=r"used with `observation_space` Box.*make a new GuidanceCallback"):
+        A2C("MlpPolicy", "MountainCarContinuous-v0", **settings).learn(64, callback)
+
+
 def test_a_second_guidance_callback_is_refused() -> None:
     with pytest.raises(ValueError, match="installs"):
         AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(32, GuidanceCallback())
@@ -603,11 +634,44 @@ def test_schedules_are_followed() -> None:
             "world_model_learning_rate": lambda progress: 1e-3 * (progress + 0.1),
         },
     )
-    counts = []
-    model.learn(128, lambda local_variables, _: counts.append(model.rollout_buffer.n_imagined) or True)
+    scales, counts = [], []
+    augment = model.imagination.augment
+
+    def spy(buffer: AugmentedRolloutBuffer, guide: Guide, scale: float, *args: Any) -> float:
+        masked_share = augment(buffer, guide, scale, *args)
+        scales.append(scale)
+        counts.append(buffer.n_imagined)
+        return masked_share
+
+    model.imagination.augment = spy
+    model.learn(128)
     # After each of the four rollouts, a quarter of the progress is used up; the last one leaves nothing to imagine
+    assert scales == [0.75, 0.5, 0.25]
+    assert counts == [3 * 32, 2 * 32, 32]
     assert model.rollout_buffer.n_imagined == 0
     assert model.world_model.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.35)
+
+
+def test_a_ratio_of_less_than_one_row_is_plain_ppo() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"synthetic_ratio": 0.01}).learn(64)
+    assert model.rollout_buffer.n_imagined == 0 and model.world_model.n_updates == 0
+    callback = GuidanceCallback(synthetic_ratio=0.05, world_model_warmup=0, horizon=4)
+    A2C("MlpPolicy", "Pendulum-v1", rollout_buffer_class=AugmentedRolloutBuffer, device="cpu").learn(20, callback)
+    assert callback.world_model.n_updates == 0
+
+
+def test_no_start_state_is_refused() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    with pytest.raises(ValueError, match="`observations` must hold at least one start state"):
+        model.imagine(np.zeros((0, 3)))
+
+
+def test_a_full_store_is_warm_enough() -> None:
+    settings = SMALL | {"world_model_warmup": 1000, "world_model_buffer_size": 80}
+    model = AGDPPO("MlpPolicy", ToyEnv(episode_length=1), **settings).learn(32)
+    assert model.world_model.n_updates == 0
+    model.learn(32, reset_num_timesteps=False)
+    assert model.world_model.n_updates > 0
 
 
 def test_a_schedule_that_ends_at_zero_survives_a_rollout_beyond_the_end() -> None:
@@ -632,6 +696,32 @@ def test_every_real_transition_enters_the_statistics() -> None:
     model = AGDPPO("MlpPolicy", ToyEnv(episode_length=1, terminates=True), **SMALL).learn(96)
     assert model.world_model.observation_normalizer.count == 96
     assert model.world_model.n_terminations == 96
+
+
+def test_steps_of_a_stopped_rollout_enter_the_statistics_and_join_the_next_one() -> None:
+    """SB3 forgets the observation of the step at which a callback stops the training."""
+    env = ToyEnv(observe=lambda step: np.full(3, step / 100, dtype=np.float32), episode_length=50)
+    model = AGDPPO("MlpPolicy", env, **SMALL)
+    model.learn(64, callback=lambda local_variables, _: model.num_timesteps < 10)
+    model.learn(64, reset_num_timesteps=False)
+    store = model.replay_buffer
+    assert model.world_model.observation_normalizer.count == len(store) == 10 + 64
+    streams, rows = store.recent_starts(len(store))
+    changes = store.observations[streams, rows + 1] - store.observations[streams, rows]
+    assert np.allclose(changes, 0.01, atol=1e-5)
+
+
+def test_transitions_loaded_into_a_new_model_enter_its_statistics_once(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(episode_length=3, terminates=True), **SMALL).learn(96)
+    model.save_replay_buffer(tmp_path / "transitions")
+    model.save(tmp_path / "model")
+    new = AGDPPO("MlpPolicy", ToyEnv(episode_length=3, terminates=True), **SMALL)
+    old = AGDPPO.load(tmp_path / "model", env=ToyEnv(episode_length=3, terminates=True), device="cpu")
+    for other in (new, old):
+        other.load_replay_buffer(tmp_path / "transitions")
+        other.learn(32)
+        assert other.world_model.observation_normalizer.count == 96 + 32
+        assert other.world_model.n_terminations == 32 + 10
 
 
 def test_waits_for_the_warmup() -> None:

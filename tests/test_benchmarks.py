@@ -145,16 +145,33 @@ def test_record_holds_what_made_the_run(
     assert record["hyperparameters"]["n_denoising_steps"] == 2
 
 
+def test_runs_made_before_an_argument_existed_are_made_again(
+    suite_file: Path, tmp_path: Path, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(run, monkeypatch, suite_file, "--results", tmp_path)
+    executed.clear()
+    file = tmp_path / "small" / "agdppo_eag-Hopper-v5-3.json"
+    record = json.loads(file.read_text())
+    del record["hyperparameters"]["real_data_ratio"]
+    file.write_text(json.dumps(record))
+    call(run, monkeypatch, suite_file, "--results", tmp_path)
+    assert executed == ["agdppo_eag-Hopper-v5-3"]
+
+
 def test_failed_run_is_reported_and_the_others_go_on(
     suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def execute(one: Run) -> Outcome:
+        if str(one) == "agdppo_eag-HalfCheetah-v5-3":
+            raise OSError("no process left")
         return outcome(None, "start\nout of luck") if one.name == "agdppo_eag" else outcome([0.0, 1.0])
 
     monkeypatch.setattr(run, "execute", execute)
     with pytest.raises(SystemExit, match="2 of 6 runs failed: agdppo_eag-HalfCheetah-v5-3, agdppo_eag-Hopper-v5-3"):
         call(run, monkeypatch, suite_file, "--results", tmp_path)
-    assert "agdppo_eag-Hopper-v5-3 failed after 1 s:\nstart\nout of luck" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "agdppo_eag-Hopper-v5-3 failed after 1 s:\nstart\nout of luck" in printed
+    assert "agdppo_eag-HalfCheetah-v5-3 failed after 0 s:\nOSError: no process left" in printed
     assert len(list((tmp_path / "small").glob("*.json"))) == 4
 
 

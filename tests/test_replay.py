@@ -155,6 +155,36 @@ def test_training_is_the_same_bit_for_bit_with_and_without_probes(monkeypatch: p
     assert not any("agd/true_gain" in row for row in logs[1])
 
 
+class Curriculum(gym.Wrapper):
+    """Shares an attribute with other code, counts its steps, and may hold what cannot be pickled."""
+
+    def __init__(self, env: gym.Env, shared: dict[str, int], log: Any = None):
+        super().__init__(env)
+        self.shared = shared
+        self.log = log
+
+    def step(self, action: Any) -> Any:
+        self.shared["steps"] += 1
+        self.last_action = action
+        return self.env.step(action)
+
+
+def test_a_probe_leaves_shared_attributes_shared_and_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = {"steps": 0}
+    env = DummyVecEnv([lambda: Curriculum(gym.make("Hopper-v5"), shared)])
+    _, rows = train(env, monkeypatch, 1)
+    assert any("agd/true_gain" in row for row in rows)
+    assert env.envs[0].shared is shared and shared["steps"] == 160
+
+
+def test_what_cannot_be_put_back_is_not_probed(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    shared = {"steps": 0}
+    env = DummyVecEnv([lambda: Curriculum(gym.make("Hopper-v5"), shared, log=(step for step in range(10)))])
+    _, rows = train(env, monkeypatch, 1)
+    assert not any("agd/true_gain" in row for row in rows)
+    assert not any("cannot be pickled" in str(warning.message) for warning in recwarn)
+
+
 def test_the_true_gain_is_the_claimed_one_if_the_world_model_is_the_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
     env = make_vec_env("HalfCheetah-v5", seed=0)
     model, _ = train(env, monkeypatch, 1000)

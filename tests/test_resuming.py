@@ -78,8 +78,8 @@ def test_a_resumed_run_follows_the_uninterrupted_one_bit_for_bit(
         return VecNormalize(env) if normalize else env
 
     model = train_with_checkpoints(make_env, tmp_path, **kwargs)
-    # Due after 80, 160 and 240 steps, written at the start of the rollout that follows
-    assert sorted(int(path.stem.split("_")[2]) for path in tmp_path.glob("*.zip")) == [96, 160]
+    # Due after 80, 160 and 240 steps, written at the start of the rollout that follows, the last one at the end
+    assert sorted(int(path.stem.split("_")[2]) for path in tmp_path.glob("*.zip")) == [96, 160, 256]
     for steps in (96, 160):
         assert_equal_runs(model, resume(make_env, tmp_path, steps))
 
@@ -134,6 +134,11 @@ def test_what_cannot_be_stored_is_named(tmp_path: Path) -> None:
     model = AGDPPO("MlpPolicy", WithFile(), **SMALL)
     with pytest.warns(UserWarning, match=r"\['WithFile.log'\] cannot be pickled"):
         model.learn(64, callback=ResumableCheckpointCallback(32, str(tmp_path)))
+
+
+def test_a_checkpoint_that_is_due_in_the_last_rollout_is_written_at_the_end(tmp_path: Path) -> None:
+    AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64, ResumableCheckpointCallback(50, str(tmp_path)))
+    assert (tmp_path / "rl_model_64_steps.zip").is_file()
 
 
 def test_environments_in_other_processes_begin_new_episodes(tmp_path: Path) -> None:

@@ -126,6 +126,12 @@ def test_images_are_refused_with_their_name_and_advice(space: spaces.Space, name
     assert "CnnPolicy" in str(error.value)
 
 
+@pytest.mark.parametrize("space", [spaces.Discrete(3, start=1), spaces.MultiDiscrete([3, 3], start=[0, 1])])
+def test_integers_that_do_not_begin_with_zero_are_refused(space: spaces.Space) -> None:
+    with pytest.raises(ValueError, match="its values must begin with 0"):
+        make_codec(space, "action")
+
+
 def test_dictionaries_are_refused_with_their_name_and_advice() -> None:
     space = spaces.Dict({"position": spaces.Box(-1, 1, (2,)), "goal": spaces.Discrete(3)})
     with pytest.raises(ValueError) as error:

@@ -93,7 +93,8 @@ class AGDPPO(PPO):
     :param world_model_learning_rate: Learning rate of the world model. It can be a function of the current progress
         remaining (from 1 to 0)
     :param world_model_warmup: Real transitions before the world model is first fitted and used
-    :param world_model_buffer_size: Real transitions that the world model is trained on; the oldest are overwritten
+    :param world_model_buffer_size: Rows for the real transitions that the world model is trained on, one for each and
+        one for the last state of each episode; the oldest are overwritten
     :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``, ``width``, ``depth``,
         ``ema_decay``)
     :param termination_fn: The true rule of termination where it is known, in place of the learned one. It gets numpy
@@ -334,6 +335,8 @@ class AGDPPO(PPO):
         shapes = {flat_shape, codec.shape} | ({()} if codec.shape == (1,) else set())
         if observations.ndim == 0 or observations.shape[1:] not in shapes:
             raise ValueError(f"`observations` must have shape (B, {flat_shape[0]}), not {observations.shape}")
+        if len(observations) == 0:
+            raise ValueError("`observations` must hold at least one start state")
         if not np.all(np.isfinite(observations)):
             raise ValueError("`observations` must be finite, there is NaN or infinity in them")
         guide = make_guide(self.guidance if guidance is None else guidance)
@@ -443,6 +446,7 @@ class AGDPPO(PPO):
                 file.close()
         if truncate_last_traj:
             self.replay_buffer.end_episodes()
+        self.imagination.transitions_loaded()
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "imagination"]

@@ -38,7 +38,7 @@ def replaced_file(path: str | Path, suffix: str) -> Iterator[IO[bytes]]:
         temporary.replace(target)
     except OSError as error:
         kept = "; the file that was there is intact" if target.exists() else ""
-        raise OSError(error.errno, f"{error.strerror}: nothing was saved{kept}", str(target)) from error
+        raise OSError(error.errno, f"{error.strerror or error}: nothing was saved{kept}", str(target)) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -18,11 +18,12 @@ from sb3_agd.agdppo.replay import GuidanceProbe
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.world_model import DiffusionWorldModel, Guide
 from sb3_agd.world_model.guides import GUIDES
+from sb3_agd.world_model.world_model import TerminationFn, check_arguments
 
 # The first fit takes this many times the updates of the later ones
 WARMUP_FITS = 5
 # Arguments of the world model that have no keyword argument of their own
-WORLD_MODEL_KWARGS = {"network", "width", "depth", "ema_decay", "termination_fn"}
+WORLD_MODEL_KWARGS = {"network", "width", "depth", "ema_decay"}
 
 
 def make_guide(guidance: str | Guide) -> Guide | None:
@@ -103,9 +104,10 @@ class GuidanceCallback(BaseCallback):
     :param world_model_batch_size: Segments per update of the world model
     :param world_model_learning_rate: Learning rate of the world model. It can be a function of the remaining progress
     :param world_model_warmup: Real transitions before the world model is first fitted and used
-    :param world_model_buffer_size: Real transitions that the world model is trained on; the oldest are overwritten
+    :param world_model_buffer_size: Rows for the real transitions that the world model is trained on, one for each and
+        one for the last state of each episode; the oldest are overwritten
     :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``, ``width``, ``depth``,
-        ``ema_decay``, ``termination_fn``)
+        ``ema_decay``)
     :param termination_fn: The true rule of termination where it is known, in place of the learned one. It gets numpy
         arrays ``(observations, actions, next_observations)`` in raw units with one row per transition and returns
         one boolean per row
@@ -130,7 +132,7 @@ class GuidanceCallback(BaseCallback):
         world_model_warmup: int = 1000,
         world_model_buffer_size: int = 1_000_000,
         world_model_kwargs: dict[str, Any] | None = None,
-        termination_fn: Any | None = None,
+        termination_fn: TerminationFn | None = None,
         progress_bar: bool = False,
         verbose: int = 0,
     ):
@@ -143,8 +145,8 @@ class GuidanceCallback(BaseCallback):
         check_integer("world_model_gradient_steps", world_model_gradient_steps, 1)
         check_integer("world_model_batch_size", world_model_batch_size, 1)
         check_integer("world_model_warmup", world_model_warmup, 0)
-        if not 0 <= real_data_ratio < 1:
-            raise ValueError(f"`real_data_ratio` must be at least 0 and below 1, not {real_data_ratio!r}")
+        if not isinstance(real_data_ratio, (int, float)) or not 0 <= real_data_ratio < 1:
+            raise ValueError(f"`real_data_ratio` must be a number of at least 0 and below 1, not {real_data_ratio!r}")
         self.n_particles = n_particles
         self.real_data_ratio = real_data_ratio
         self.world_model_gradient_steps = world_model_gradient_steps
@@ -162,7 +164,7 @@ class GuidanceCallback(BaseCallback):
             **(world_model_kwargs or {}),
         }
         # The world model checks its own arguments: let it do so now rather than in the midst of training
-        DiffusionWorldModel(observation_dim=1, action_dim=1, **self.world_model_kwargs)
+        check_arguments(self.world_model_kwargs)
         # A window and the state after it must fit into the ring
         check_integer("world_model_buffer_size", world_model_buffer_size, horizon + 2)
         self.progress_bar = progress_bar
@@ -213,6 +215,8 @@ class GuidanceCallback(BaseCallback):
         if self.imagination is None:
             self.build(self.model)
         assert self.imagination is not None
+        if self.imagination.model is not self.model:
+            self.imagination.move_to(self.model)
         self._probe = GuidanceProbe(self.imagination)
 
     def _on_training_start(self) -> None:
@@ -220,7 +224,7 @@ class GuidanceCallback(BaseCallback):
         self._iteration_start = time.perf_counter()
         if np.all(self.model._last_episode_starts):
             # `learn` has just reset the environments, unless all episodes are over anyway
-            self.imagination.store.end_episodes()
+            self.imagination.begin_episodes()
 
     def _on_rollout_start(self) -> None:
         assert self.imagination is not None
@@ -240,12 +244,15 @@ class GuidanceCallback(BaseCallback):
         buffer = self._buffer
         imagination.finish_rollout(buffer)
         ratio = self.synthetic_ratio(progress_remaining)
+        if round(ratio * buffer.buffer_size * buffer.n_envs) == 0:
+            # Not a single row: a schedule may come close to 0 without getting there
+            ratio = 0.0
         self._seconds = {"fit": 0.0, "imagine": 0.0}
         if ratio > 0 and imagination.state.fitted:
             self._test(imagination)
         # A model loaded without its transitions imagines at once, but must not forget on a handful of new ones
         usable = imagination.state.fitted
-        if ratio > 0 and len(imagination.store) >= self.world_model_warmup:
+        if ratio > 0 and (len(imagination.store) >= self.world_model_warmup or imagination.store.is_full):
             usable = self._fit(imagination, progress_remaining)
         if ratio > 0 and usable:
             imagination.bound_values(buffer, self.locals["values"], self.locals["dones"])
@@ -331,7 +338,7 @@ class GuidanceCallback(BaseCallback):
         self._iteration_start = now
         self.logger.record("agd/n_imagined", buffer.n_imagined)
         self.logger.record("agd/real_advantage_mean", float(buffer.advantages.mean()))
-        if buffer.imagined is not None:
+        if buffer.imagined is not None and buffer.n_imagined > 0:
             self.logger.record("agd/imagined_advantage_mean", buffer.imagined.advantages.mean().item())
         self.logger.record("agd/guidance_norm", imagination.world_model.guidance_norm)
         self.logger.record("agd/critic_trust", imagination.state.critic_trust)

@@ -97,9 +97,42 @@ class Imagination:
             **{**world_model_kwargs, "termination_fn": self._in_raw_units(world_model_kwargs.get("termination_fn"))},
         ).to(model.device)
         self.store = TrajectoryStore(capacity, model.n_envs, self.observation_codec.size, self.action_codec.size)
-        # Observation vectors that the environments are in, and where the newest rollout begins in the store
+        # Observation vectors that the environments are in; unknown (empty) before training and after a reset
         self.current_observations = np.empty(0)
+        # Where the newest rollout begins in the store, and up to where it is part of the running statistics
         self._rollout_start = self.store.position.copy()
+        self._observed = self.store.position.copy()
+        # Rewards of the newest rollout in the critic's units, before SB3 adds values to them
+        self._rollout_rewards: list[np.ndarray] = []
+
+    def move_to(self, model: OnPolicyAlgorithm) -> None:
+        """
+        Go on with another model, one loaded from a file for example.
+
+        :param model: The algorithm, which begins with new episodes
+        :raises ValueError: If its environments are of another kind
+        """
+        for what in ("observation_space", "action_space", "n_envs"):
+            before, now = getattr(self.model, what), getattr(model, what)
+            if before != now:
+                raise ValueError(
+                    f"This GuidanceCallback was used with `{what}` {before}, which is {now} now: make a new GuidanceCallback"
+                )
+        self.model = model
+        self.world_model.to(model.device)
+        self.begin_episodes()
+
+    def begin_episodes(self) -> None:
+        """Take note that all environments were reset from outside."""
+        self.store.end_episodes()
+        self.current_observations = np.empty(0)
+
+    def transitions_loaded(self) -> None:
+        """Take note that the transitions in the store were replaced. A world model without statistics learns them all."""
+        if self.world_model.observation_normalizer.count > 0:
+            self._observed = self.store.position.copy()
+        else:
+            self._observed = np.zeros_like(self.store.position)
 
     def _in_raw_units(self, termination_fn: Callable | None) -> Callable | None:
         """
@@ -163,10 +196,13 @@ class Imagination:
         """
         env = self._vec_normalize
         self.state.normalization = None if env is None else Normalization.of(env)
-        observations = self.model._last_obs if env is None else env.get_original_obs()
-        assert isinstance(observations, np.ndarray)
-        self.current_observations = self._checked(self.observation_codec.encode(observations), "observation")
+        if len(self.current_observations) == 0:
+            # Otherwise they are known from the last step. SB3's are of the step before if a callback stopped the training
+            observations = self.model._last_obs if env is None else env.get_original_obs()
+            assert isinstance(observations, np.ndarray)
+            self.current_observations = self._checked(self.observation_codec.encode(observations), "observation")
         self._rollout_start = self.store.position.copy()
+        self._rollout_rewards = []
 
     def record(self, local_variables: dict[str, Any]) -> None:
         """
@@ -201,6 +237,7 @@ class Imagination:
             np.asarray(dones, dtype=bool),
         )
         self.current_observations = following
+        self._rollout_rewards.append(local_variables["rewards"].astype(np.float32))
 
     def _checked(self, values: np.ndarray, what: str) -> np.ndarray:
         """
@@ -226,7 +263,8 @@ class Imagination:
 
         :param buffer: The algorithm's rollout buffer, not yet flattened
         """
-        rollout = self.store.windows(*self.store.starts_since(self._rollout_start), horizon=1)
+        rollout = self.store.windows(*self.store.starts_since(self._observed), horizon=1)
+        self._observed = self.store.position.copy()
         self.world_model.observe(
             rollout.observations[:, 1], rollout.actions[:, 0], rollout.rewards[:, 0], rollout.terminations[:, 0]
         )
@@ -272,8 +310,17 @@ class Imagination:
         :param dones: Whether the last step ended an episode
         """
         low, high = self.state.value_range
-        np.clip(buffer.values, low, high, out=buffer.values)
+        # SB3 has added the discounted value of the last state to the reward of each episode that a time limit cut off
+        rewards = np.stack(self._rollout_rewards)
+        added = buffer.rewards - rewards
+        bounded = np.where(added == 0, 0, np.clip(added, buffer.gamma * low, buffer.gamma * high))
+        np.copyto(buffer.rewards, rewards + bounded, where=bounded != added)
+        values = buffer.values
+        buffer.values = np.clip(values, low, high)
         buffer.compute_returns_and_advantage(last_values.clamp(low, high), dones)
+        np.clip(buffer.returns, low, high, out=buffer.returns)
+        # PPO clips the change of the values (`clip_range_vf`) from what the critic really said
+        buffer.values = values
 
     def test(self) -> dict[str, th.Tensor]:
         """
@@ -383,7 +430,8 @@ class Imagination:
         chosen = self.state.rng.integers(len(rows), size=n_segments)
         starts = th.as_tensor(self.store.observations[streams[chosen], rows[chosen]], device=self.model.device)
         segments, actions = self.imagine(starts, guide, self.trusted(guidance_scale), n_particles, self.generator())
-        n_repeats = max(1, round(synthetic_ratio * real_data_ratio / (1 - real_data_ratio)))
+        # Up to rounding errors, the lowest number that is enough
+        n_repeats = max(1, math.ceil(synthetic_ratio * real_data_ratio / (1 - real_data_ratio) - 1e-9))
         buffer.augment(self._rollout_rows_of(segments, actions.flatten(0, 1), n_rows), self.state.rng, n_repeats)
         return 1 - segments.mask.float().mean().item()
 

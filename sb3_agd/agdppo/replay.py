@@ -51,17 +51,23 @@ class Simulator:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Put the environment back at the end, as if nothing had happened in between; log files get no rows."""
+        """
+        Put the environment back at the end, as if nothing had happened in between; log files get no rows. In between it
+        works on copies: its own attributes may be shared with other code.
+        """
         before = self.snapshot()
-        writers = [(layer, layer.results_writer) for layer in self.layers if isinstance(layer, Monitor)]
-        for monitor, _ in writers:
-            monitor.results_writer = None
+        originals = [dict(vars(layer)) for layer in self.layers]
+        self.restore(before)
+        for layer in self.layers:
+            if isinstance(layer, Monitor):
+                layer.results_writer = None
         try:
             yield
         finally:
             self.restore(before)
-            for monitor, writer in writers:
-                monitor.results_writer = writer
+            for layer, attributes in zip(self.layers, originals, strict=True):
+                vars(layer).clear()
+                vars(layer).update(attributes)
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         """
@@ -168,8 +174,12 @@ class GuidanceProbe:
             return
         index = step // interval % model.n_envs
         simulator = self._simulator(index)
-        if simulator is not None:
-            self.starts.append((simulator, simulator.snapshot(), self.imagination.current_observations[index]))
+        if simulator is None:
+            return
+        snapshot = simulator.snapshot()
+        # What cannot be put back must not be moved
+        if not snapshot.left_out:
+            self.starts.append((simulator, snapshot, self.imagination.current_observations[index]))
 
     def measure(self, guide: Guide | None, guidance_scale: float, n_particles: int) -> dict[str, float]:
         """

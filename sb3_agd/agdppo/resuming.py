@@ -48,6 +48,12 @@ class RunState:
         environments = None
         if isinstance(model.env.unwrapped, DummyVecEnv):
             environments = Snapshot.of(vec_env_layers(model.env))
+            if environments.left_out:
+                warnings.warn(
+                    f"{environments.left_out} cannot be pickled, so checkpoints do not hold them: if they change from step to "
+                    "step, a resumed run will go on differently.",
+                    stacklevel=2,
+                )
         else:
             warnings.warn(
                 f"What goes on in a {type(model.env.unwrapped).__name__} is out of reach: checkpoints do not hold the "
@@ -110,8 +116,9 @@ class ResumableCheckpointCallback(CheckpointCallback):
         model.load_replay_buffer("checkpoints/rl_model_replay_buffer_50176_steps.pkl", truncate_last_traj=False)
         model.learn(100_000 - model.num_timesteps, reset_num_timesteps=False)
 
-    Each is written at the start of the next rollout, when nothing is half done, with the agent's zip last: where there
-    is one, the checkpoint is complete.
+    Each is written at the start of the next rollout, or at the end of training, when nothing is half done, so that
+    ``save_freq`` and the steps of one rollout may be lost at most. The agent's zip comes last: where there is one, the
+    checkpoint is complete.
 
     :param save_freq: Save checkpoints every ``save_freq`` call of the callback
     :param save_path: Path to the folder where the model will be saved
@@ -141,6 +148,9 @@ class ResumableCheckpointCallback(CheckpointCallback):
         if self._due:
             self._save()
         self._due = False
+
+    def _on_training_end(self) -> None:
+        self._on_rollout_start()
 
     def _save(self) -> None:
         """Write all files of a checkpoint."""

@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -115,36 +114,32 @@ class Snapshot:
     :param types: Names of the classes of the layers
     :param attributes: Pickle of the attributes of each layer
     :param simulations: Data of the MuJoCo simulators
+    :param left_out: Names of the attributes that cannot be pickled and are not part of the state
     """
 
     types: list[str]
     attributes: bytes
     simulations: list[Any]
+    left_out: list[str]
 
     @classmethod
     def of(cls, layers: list[Any]) -> "Snapshot":
         """
         :param layers: Environments and wrappers
-        :return: Their present state. A warning names what cannot be stored
+        :return: Their present state
         """
         fixed = fixed_points(layers)
         candidates = [{name: value for name, value in vars(layer).items() if name not in STATELESS} for layer in layers]
-        attributes = dumps(candidates, fixed)
+        attributes, left_out = dumps(candidates, fixed), []
         if attributes is None:
-            left_out = []
             for layer, own in zip(layers, candidates, strict=True):
                 for name in [name for name, value in own.items() if dumps(value, fixed) is None]:
                     left_out.append(f"{type(layer).__name__}.{name}")
                     del own[name]
-            warnings.warn(
-                f"{left_out} cannot be pickled, so they are not part of the state of the environments: if they change from "
-                "step to step, an environment that is put back will go on differently.",
-                stacklevel=2,
-            )
             attributes = dumps(candidates, fixed)
             assert attributes is not None
         simulations = [copy.copy(data) for _, data in simulators(layers)]
-        return cls([type(layer).__name__ for layer in layers], attributes, simulations)
+        return cls([type(layer).__name__ for layer in layers], attributes, simulations, left_out)
 
     def restore(self, layers: list[Any]) -> None:
         """

@@ -99,7 +99,7 @@ def make_codec(space: spaces.Space, name: str) -> SpaceCodec:
     """
     if isinstance(space, spaces.Discrete) and space.start == 0:
         return OneHotCodec([int(space.n)], (1,), space.dtype)
-    if isinstance(space, spaces.MultiDiscrete):
+    if isinstance(space, spaces.MultiDiscrete) and np.all(space.start == 0):
         return OneHotCodec([int(n) for n in space.nvec.reshape(-1)], space.shape, space.dtype)
     if isinstance(space, spaces.MultiBinary):
         return VectorCodec(space.shape, space.dtype, np.zeros(space.shape), np.ones(space.shape))
@@ -109,7 +109,7 @@ def make_codec(space: spaces.Space, name: str) -> SpaceCodec:
         if not image and (len(space.shape) < 2 or np.prod(space.shape) <= MAX_FLATTENED_SIZE):
             return VectorCodec(space.shape, space.dtype, space.low, space.high)
         advice += " Turn images into feature vectors first, or use SB3's PPO with `CnnPolicy`."
-    elif isinstance(space, spaces.Discrete):
+    elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         advice = "its values must begin with 0, as SB3's policies expect. Shift them with a wrapper."
     elif isinstance(space, spaces.Dict):
         advice += " Flatten the dictionary with `gymnasium.wrappers.FlattenObservation`, or use SB3's PPO."

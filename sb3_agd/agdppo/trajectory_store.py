@@ -73,6 +73,11 @@ class TrajectoryStore:
         """Number of transitions held."""
         return self._n_transitions
 
+    @property
+    def is_full(self) -> bool:
+        """Whether new transitions overwrite old ones."""
+        return bool(self.position.max() >= self.n_rows)
+
     def _n_used(self) -> int:
         """Number of rows of a stream that were ever written."""
         return int(min(self.position.max() + 1, self.n_rows))

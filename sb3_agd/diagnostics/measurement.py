@@ -179,7 +179,7 @@ class Laboratory:
         :return: Discounted return of these actions and of the policy from there on, in the critic's units
         """
         critic = self.imagination.critic
-        tail = min(math.ceil(math.log(TAIL_WEIGHT) / math.log(critic.gamma)), MAX_TAIL) if critic.gamma < 1 else MAX_TAIL
+        tail = min(math.ceil(math.log(TAIL_WEIGHT) / math.log(critic.gamma)), MAX_TAIL) if 0 < critic.gamma < 1 else MAX_TAIL
         act = self.play(tail)
         self.simulator.restore(start)
         rewards = []

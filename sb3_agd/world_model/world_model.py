@@ -29,6 +29,34 @@ EMA_WARMUP = 10
 TERMINAL_SHARE = 0.25
 
 
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """
+    Check arguments of :class:`DiffusionWorldModel` before one is built. Those that are not given are not checked.
+
+    :param arguments: Arguments by name
+    :raises ValueError: If one is invalid
+    """
+    for name in ("horizon", "n_denoising_steps", "width", "depth"):
+        number = arguments.get(name, 1)
+        if not isinstance(number, (int, np.integer)) or number < 1:
+            raise ValueError(f"`{name}` must be an integer of at least 1, not {number!r}")
+    ema_decay, learning_rate = arguments.get("ema_decay", 0.0), arguments.get("learning_rate", 0.0)
+    if not 0 <= ema_decay < 1:
+        raise ValueError(f"`ema_decay` must be at least 0 and below 1, not {ema_decay!r}")
+    if not 0 <= learning_rate < math.inf:
+        raise ValueError(f"`learning_rate` must be a finite number of at least 0, not {learning_rate!r}")
+    network = arguments.get("network", nn.Module)
+    denoiser = DENOISERS.get(network) if isinstance(network, str) else network
+    if not (isinstance(denoiser, type) and issubclass(denoiser, nn.Module)):
+        raise ValueError(f"`network` must be one of {sorted(DENOISERS)} or a subclass of nn.Module, not {network!r}")
+    sampler = arguments.get("sampler", next(iter(PATHS)))
+    if sampler not in PATHS:
+        raise ValueError(f"`sampler` must be one of {sorted(PATHS)}, not {sampler!r}")
+    termination_fn = arguments.get("termination_fn")
+    if termination_fn is not None and not callable(termination_fn):
+        raise ValueError(f"`termination_fn` must be callable, not {termination_fn!r}")
+
+
 class DiffusionWorldModel(nn.Module):
     """
     Diffusion model of trajectory segments: next states and rewards of ``horizon`` steps, given the start state and
@@ -73,26 +101,10 @@ class DiffusionWorldModel(nn.Module):
         termination_fn: TerminationFn | None = None,
         seed: int | None = None,
     ):
+        # First of all, while there are no other local variables
+        check_arguments(dict(locals()))
         super().__init__()
-        for name, number in (
-            ("horizon", horizon),
-            ("n_denoising_steps", n_denoising_steps),
-            ("width", width),
-            ("depth", depth),
-        ):
-            if not isinstance(number, (int, np.integer)) or number < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1, not {number!r}")
-        if not 0 <= ema_decay < 1:
-            raise ValueError(f"`ema_decay` must be at least 0 and below 1, not {ema_decay!r}")
-        if not 0 <= learning_rate < math.inf:
-            raise ValueError(f"`learning_rate` must be a finite number of at least 0, not {learning_rate!r}")
-        denoiser = DENOISERS.get(network) if isinstance(network, str) else network
-        if not (isinstance(denoiser, type) and issubclass(denoiser, nn.Module)):
-            raise ValueError(f"`network` must be one of {sorted(DENOISERS)} or a subclass of nn.Module, not {network!r}")
-        if sampler not in PATHS:
-            raise ValueError(f"`sampler` must be one of {sorted(PATHS)}, not {sampler!r}")
-        if termination_fn is not None and not callable(termination_fn):
-            raise ValueError(f"`termination_fn` must be callable, not {termination_fn!r}")
+        denoiser = DENOISERS[network] if isinstance(network, str) else network
         self.observation_dim = observation_dim
         self.action_dim = action_dim
         self.horizon = horizon
