@@ -2,8 +2,11 @@
 
 import argparse
 import inspect
+import itertools
 import pickle
+import runpy
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,19 @@ def test_every_command_has_the_help_of_the_zoo(command: str, command_line: Any, 
     out = capsys.readouterr().out
     assert "--algo" in out or command in ("benchmark", "plot-from-file")
     assert "agdppo" in out or "plot" in command or "plots" in command or command == "benchmark"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "n_threads"),
+    [("--algo agdppo", ["1"]), ("--algo agdppo --num-threads 2", ["2"]), ("--algo ppo", []), ("--algo sac", [])],
+)
+def test_agdppo_trains_on_one_thread_unless_told_otherwise(
+    arguments: str, n_threads: list[str], command_line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(runpy, "run_module", lambda *_, **__: seen.extend(sys.argv))
+    command_line("train", *arguments.split())
+    assert [after for option, after in itertools.pairwise(seen) if option == "--num-threads"] == n_threads
 
 
 @pytest.mark.parametrize(
