@@ -477,7 +477,7 @@ def test_values_of_imagined_rows_stay_within_the_margin_of_real_returns() -> Non
         model.policy.value_net.bias.fill_(1e4)
     imagination = model.imagination
     model.rollout_buffer.generator_ready = False
-    imagination.augment(model.rollout_buffer, None, 0.0, 1, 2.0)
+    imagination.augment(model.rollout_buffer, None, 0.0, 1, 64)
     imagined = model.rollout_buffer.imagined
     largest = sum(0.99**step for step in range(10))
     assert imagined.returns.max() <= 1.25 * largest
@@ -561,10 +561,10 @@ def test_a_critic_that_explains_nothing_guides_nothing() -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"guidance_scale": 10.0}).learn(64)
     imagination = model.imagination
     imagination.state.critic_trust = 0.0
-    imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 10.0, 1, 1.0)
+    imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 10.0, 1, 32)
     assert imagination.world_model.guidance_norm == 0
     imagination.state.critic_trust = 1.0
-    imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 10.0, 1, 1.0)
+    imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 10.0, 1, 32)
     assert imagination.world_model.guidance_norm > 0
 
 

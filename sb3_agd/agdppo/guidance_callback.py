@@ -1,5 +1,6 @@
 """The callback that puts imagined segments into the rollout buffer before each update."""
 
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -244,22 +245,23 @@ class GuidanceCallback(BaseCallback):
         buffer = self._buffer
         imagination.finish_rollout(buffer)
         ratio = self.synthetic_ratio(progress_remaining)
-        if round(ratio * buffer.buffer_size * buffer.n_envs) == 0:
-            # Not a single row: a schedule may come close to 0 without getting there
-            ratio = 0.0
+        # None also where a schedule comes close to 0 without getting there
+        n_rows = round(ratio * buffer.buffer_size * buffer.n_envs)
         self._seconds = {"fit": 0.0, "imagine": 0.0}
-        if ratio > 0 and imagination.state.fitted:
+        if n_rows > 0 and imagination.state.fitted:
             self._test(imagination)
         # A model loaded without its transitions imagines at once, but must not forget on a handful of new ones
         usable = imagination.state.fitted
-        if ratio > 0 and (len(imagination.store) >= self.world_model_warmup or imagination.store.is_full):
+        if n_rows > 0 and (len(imagination.store) >= self.world_model_warmup or imagination.store.is_full):
             usable = self._fit(imagination, progress_remaining)
-        if ratio > 0 and usable:
+        if n_rows > 0 and usable:
+            # Up to rounding errors, the lowest number that is enough
+            n_repeats = max(1, math.ceil(ratio * self.real_data_ratio / (1 - self.real_data_ratio) - 1e-9))
             imagination.bound_values(buffer, self.locals["values"], self.locals["dones"])
             with self._timed("imagine"):
                 scale = self.guidance_scale(progress_remaining)
                 gains = self._probe.measure(self.guide, scale, self.n_particles)
-                masked = imagination.augment(buffer, self.guide, scale, self.n_particles, ratio, self.real_data_ratio)
+                masked = imagination.augment(buffer, self.guide, scale, self.n_particles, n_rows, n_repeats)
             for name, figure in {**gains, "masked_share": masked}.items():
                 self.logger.record(f"agd/{name}", figure)
         self._log(imagination, buffer)

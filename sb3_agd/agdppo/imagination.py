@@ -410,8 +410,8 @@ class Imagination:
         guide: Guide | None,
         guidance_scale: float,
         n_particles: int,
-        synthetic_ratio: float,
-        real_data_ratio: float = 0.0,
+        n_rows: int,
+        n_repeats: int = 1,
     ) -> float:
         """
         Imagine segments from recent real states and add them to the rollout buffer.
@@ -420,18 +420,15 @@ class Imagination:
         :param guide: The guide, ``None`` for none
         :param guidance_scale: Strength of the guidance where the critic explains all of the returns
         :param n_particles: See :meth:`imagine`
-        :param synthetic_ratio: Imagined transitions per real one. Somewhat fewer are added where segments end early
-        :param real_data_ratio: Share that real transitions are to have, by repetition
+        :param n_rows: Number of imagined transitions. Somewhat fewer are added where segments end early
+        :param n_repeats: How often each real transition comes in an epoch
         :return: Share of the imagined transitions that are left out because they lie behind a termination
         """
-        n_rows = round(synthetic_ratio * buffer.buffer_size * buffer.n_envs)
         n_segments = math.ceil(n_rows / self.world_model.horizon)
         streams, rows = self.store.recent_starts(RECENT_TRANSITIONS)
         chosen = self.state.rng.integers(len(rows), size=n_segments)
         starts = th.as_tensor(self.store.observations[streams[chosen], rows[chosen]], device=self.model.device)
         segments, actions = self.imagine(starts, guide, self.trusted(guidance_scale), n_particles, self.generator())
-        # Up to rounding errors, the lowest number that is enough
-        n_repeats = max(1, math.ceil(synthetic_ratio * real_data_ratio / (1 - real_data_ratio) - 1e-9))
         buffer.augment(self._rollout_rows_of(segments, actions.flatten(0, 1), n_rows), self.state.rng, n_repeats)
         return 1 - segments.mask.float().mean().item()
 
