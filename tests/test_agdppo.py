@@ -443,6 +443,37 @@ def test_bad_numbers_name_the_environment_and_the_step(value: float, what: str) 
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_training_goes_on_with_vec_normalize_after_bad_numbers(what: str) -> None:
+    env = ToyEnv()
+    bad_observations = [10] if what == "observation" else []
+    env.observe = lambda step: np.full(3, np.nan if step == env.total_steps in bad_observations else 0.5, dtype=np.float32)
+    env.reward = lambda step: np.nan if what == "reward" and step == 10 else 1.0
+    normalize = VecNormalize(DummyVecEnv([lambda: env]))
+    model = AGDPPO("MlpPolicy", normalize, **SMALL)
+    with pytest.raises(ValueError, match=f"{what} in environment 0 at step 10"):
+        model.learn(64)
+    for statistics in (normalize.obs_rms, normalize.ret_rms):
+        assert np.isfinite(statistics.mean).all() and np.isfinite(statistics.var).all()
+    model.learn(64)
+    assert model.rollout_buffer.n_imagined > 0
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+
+
+def test_a_bad_action_names_the_environment_and_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AGDPPO("MlpPolicy", DummyVecEnv([ToyEnv, ToyEnv]), **SMALL)
+    forward = model.policy.forward
+
+    def bad(observations: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        actions, values, log_probs = forward(observations)
+        actions[1, 0] = np.nan if model.num_timesteps == 18 else 0.0
+        return actions, values, log_probs
+
+    monkeypatch.setattr(model.policy, "forward", bad)
+    with pytest.raises(ValueError, match="action in environment 1 at step 20"):
+        model.learn(64)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("episode_length", [1, 3, 50])
 def test_any_scale_and_short_episodes_and_constant_dimensions_train(scale: float, episode_length: int) -> None:
@@ -546,6 +577,40 @@ def test_particles_raise_the_objective_and_stay_on_the_model() -> None:
     spread = model.world_model.imagine(states[:, 0], lambda _, steps: actions[:, steps], generator=imagination.generator(2))
     noise = (again.observations - spread.observations).square().mean().sqrt()
     assert (again.observations - states).square().mean().sqrt() < 1.5 * noise
+
+
+@pytest.mark.parametrize("n_particles", [1, 4])
+def test_segments_on_which_the_critic_is_not_a_number_are_left_out(n_particles: int) -> None:
+    class Partial(th.nn.Module):
+        def __init__(self, whole: th.nn.Module):
+            super().__init__()
+            self.whole = whole
+
+        def forward(self, latent: th.Tensor) -> th.Tensor:
+            return self.whole(latent).where(latent[:, :1] < 0, th.nan)
+
+    model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64)
+    model.policy.value_net = Partial(model.policy.value_net)
+    model.imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 1.0, n_particles, 64)
+    rows = model.rollout_buffer.imagined
+    assert 0 < len(rows.returns) < 64
+    for name in ("old_values", "old_log_prob", "advantages", "returns"):
+        assert getattr(rows, name).isfinite().all(), name
+
+
+def test_a_guide_that_has_nothing_to_move_is_told_to_choose() -> None:
+    class SmallActions(Guide):
+        def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+            return -segments.actions.square().sum((1, 2))
+
+    for n_particles in (1, 2):
+        model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL | {"guidance": SmallActions(), "n_particles": n_particles}).learn(32)
+        model.imagination.state.critic_trust = 1.0
+        if n_particles == 1:
+            with pytest.raises(ValueError, match=r"SmallActions depends on neither .* `n_particles` above 1"):
+                model.imagine(np.zeros((2, 3)), guidance_scale=1.0)
+        else:
+            model.imagine(np.zeros((2, 3)), guidance_scale=1.0)
 
 
 def test_rows_of_chosen_particles_hold_their_own_actions() -> None:

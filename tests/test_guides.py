@@ -262,6 +262,16 @@ def test_mask_is_true_up_to_and_including_the_first_termination() -> None:
     assert (mask_after_termination(terminations.numpy()) == expected.numpy()).all()
 
 
+def test_particles_whose_objective_is_not_a_number_come_last_and_huge_ones_do_not_overflow() -> None:
+    nan, inf = float("nan"), float("inf")
+    objectives = th.tensor([nan, 0.0, 3e38, -3e38, -inf, -3e38, inf, 1.0, nan, nan])
+    for seed in range(20):
+        generator = th.Generator().manual_seed(seed)
+        chosen = select_particles(objectives, 2, 10.0, generator)
+        assert chosen[:4].tolist() == [1, 2, 5, 6] or chosen[:4].tolist() == [1, 2, 4, 6]
+        assert chosen[4] in (8, 9)
+
+
 def test_particles_are_drawn_with_the_tilted_probabilities() -> None:
     objectives = th.tensor([0.0, 1.0, 2.0]).repeat(60_000)
     chosen = select_particles(objectives, 3, 0.7, th.Generator().manual_seed(0))

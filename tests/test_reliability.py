@@ -1,8 +1,10 @@
 """Nothing is lost, nothing is silent: failures that users meet."""
 
+import copy
 import errno
 import os
 import warnings
+import zipfile
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -48,6 +50,13 @@ def test_a_crash_while_saving_keeps_the_file_that_was_there(tmp_path: Path, monk
                 save(tmp_path / name)
             assert raised.value.errno == errno.ENOSPC
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_link_to_a_file_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "model.zip").symlink_to(tmp_path / "elsewhere.zip")
+    AGDPPO("MlpPolicy", ToyEnv(), **SMALL).save(tmp_path / "model.zip")
+    assert (tmp_path / "model.zip").is_symlink()
+    AGDPPO.load(tmp_path / "elsewhere.zip")
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -111,6 +120,23 @@ def test_a_file_of_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
         AGDPPO.load(file)
 
 
+def test_the_world_model_of_a_file_cannot_run_code(saved: Path, tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "harm",))
+
+    with zipfile.ZipFile(saved) as source, zipfile.ZipFile(tmp_path / "model.zip", "w") as target:
+        for name in source.namelist():
+            with target.open(name, "w") as file:
+                if name == "world_model.pth":
+                    th.save({"weights": Hostile()}, file)
+                else:
+                    file.write(source.read(name))
+    with pytest.raises(ValueError, match=r"model\.zip cannot be loaded"):
+        AGDPPO.load(tmp_path / "model.zip")
+    assert not (tmp_path / "harm").exists()
+
+
 def test_a_missing_file_is_just_that() -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.zip"):
         AGDPPO.load("nowhere.zip")
@@ -161,6 +187,38 @@ def test_a_world_model_that_diverges_is_restored_and_training_goes_on_with_real_
     assert [count > 0 for count in rows.counts] == [True, False, True, False, True]
     assert all(tensor.isfinite().all() for tensor in model.policy.state_dict().values())
     assert all(tensor.isfinite().all() for tensor in model.world_model.state_dict().values())
+
+
+class Scramble(BaseCallback):
+    """Put random numbers into the world model at the start of some of the rollouts."""
+
+    def __init__(self, steps: set[int]):
+        super().__init__()
+        self.steps = steps
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        assert isinstance(self.model, AGDPPO)
+        world_model = self.model.world_model
+        if self.num_timesteps in self.steps:
+            self.weights = copy.deepcopy(world_model.state_dict())
+            with th.no_grad():
+                for parameter in (*world_model.networks.parameters(), *world_model.ema_networks.parameters()):
+                    parameter.normal_(0, 30)
+        elif self.num_timesteps - 32 in self.steps:
+            world_model.load_state_dict(self.weights)
+
+
+def test_imagination_of_a_world_model_that_has_exploded_is_not_used() -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL)
+    rows = ImaginedRows()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.learn(160, callback=[Scramble({32, 96}), rows])
+    assert len([warning for warning in caught if "is off by" in str(warning.message)]) == 1
+    assert [count > 0 for count in rows.counts] == [True, False, True, False, True]
 
 
 def test_weights_and_optimiser_of_a_world_model_that_diverged_are_those_of_before() -> None:
@@ -214,12 +272,29 @@ def test_ctrl_c_leaves_a_model_that_predicts_saves_and_learns_on(
         assert all(tensor.isfinite().all() for tensor in survivor.policy.state_dict().values())
 
 
+@pytest.mark.parametrize("step", [25, 40, 45])
+def test_ctrl_c_within_a_step_stores_no_transition_that_never_happened(step: int) -> None:
+    def reward(total_steps: int) -> float:
+        if total_steps == step:
+            # The state has changed already
+            raise KeyboardInterrupt
+        return 1.0
+
+    env = ToyEnv(observe=lambda steps: np.full(3, steps, dtype=np.float32), reward=reward)
+    model = AGDPPO("MlpPolicy", env, **SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(96)
+    model.learn(64, reset_num_timesteps=False)
+    store = model.replay_buffer
+    states = store.windows(*store.recent_starts(1000), horizon=1).observations[..., 0]
+    assert len(states) > 64
+    assert th.equal(states[:, 1], states[:, 0] + 1)
+
+
 def test_a_dead_worker_is_named_and_leaves_a_usable_model(tmp_path: Path) -> None:
     def kill(local_variables: dict[str, Any], _: dict[str, Any]) -> bool:
         if local_variables["self"].num_timesteps == 2 * 40:
-            process = local_variables["env"].processes[1]
-            process.kill()
-            process.join()
+            local_variables["env"].processes[1].kill()
         return True
 
     def make_env() -> VecEnv:
@@ -261,9 +336,10 @@ class RandomEnv(gym.Env):
     An environment with spaces, scales, constant dimensions and episodes that a seed decides.
 
     :param seed: The seed
+    :param stream: Which of several such environments, whose numbers must differ
     """
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, stream: int):
         self.rng = np.random.default_rng(seed)
         size = int(self.rng.integers(1, 6))
         self.scale = 10 ** self.rng.uniform(-6, 6, size=size)
@@ -281,6 +357,7 @@ class RandomEnv(gym.Env):
             spaces.MultiBinary(action_size),
         ]
         self.action_space = choices[self.rng.integers(len(choices))]
+        self.rng = np.random.default_rng([seed, stream])
 
     def _observe(self) -> np.ndarray:
         observation = 1 + self.scale * self.rng.normal(size=len(self.scale))
@@ -302,7 +379,7 @@ class RandomEnv(gym.Env):
 @pytest.mark.parametrize("seed", range(200))
 def test_random_environments_train_without_errors_and_stay_finite(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    env: VecEnv = DummyVecEnv([partial(RandomEnv, seed) for _ in range(rng.integers(1, 5))])
+    env: VecEnv = DummyVecEnv([partial(RandomEnv, seed, stream) for stream in range(rng.integers(1, 5))])
     if rng.random() < 0.5:
         env = VecNormalize(env)
     n_steps = int(rng.integers(2, 40))
@@ -315,7 +392,9 @@ def test_random_environments_train_without_errors_and_stay_finite(seed: int) -> 
         "seed": seed,
     }
     model = AGDPPO("MlpPolicy", env, **SMALL | changes)
-    model.learn(2 * n_steps * env.num_envs)
+    rows = ImaginedRows()
+    model.learn(2 * n_steps * env.num_envs, callback=rows)
+    assert all(rows.counts)
     assert model.num_timesteps == 2 * n_steps * env.num_envs
     for module in (model.policy, model.world_model):
         assert all(tensor.isfinite().all() for tensor in module.state_dict().values())

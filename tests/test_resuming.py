@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch as th
 from environments import SMALL, ToyEnv
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
 
 from sb3_agd import AGDPPO, ResumableCheckpointCallback
 
 STEPS, SAVE_FREQ = 256, 80
+FALLING = LinearSchedule(3e-3, 1e-4, end_fraction=1.0)
 
 
 def train_with_checkpoints(make_env: Callable[[], VecEnv], folder: Path, **kwargs: Any) -> AGDPPO:
@@ -54,6 +58,19 @@ def assert_equal_runs(model: AGDPPO, other: AGDPPO) -> None:
         assert parameters.keys() == others.keys()
         for key in parameters:
             assert th.equal(parameters[key], others[key]), (name, key)
+    for optimizer, other_optimizer in (
+        (model.policy.optimizer, other.policy.optimizer),
+        (model.world_model.optimizer, other.world_model.optimizer),
+    ):
+        assert optimizer.param_groups[0]["lr"] == other_optimizer.param_groups[0]["lr"]
+        moments, other_moments = optimizer.state_dict()["state"], other_optimizer.state_dict()["state"]
+        assert all(th.equal(moments[key]["exp_avg_sq"], other_moments[key]["exp_avg_sq"]) for key in moments)
+    normalize, other_normalize = model.get_vec_normalize_env(), other.get_vec_normalize_env()
+    if normalize is not None:
+        for name in ("obs_rms", "ret_rms"):
+            statistics, other_statistics = getattr(normalize, name), getattr(other_normalize, name)
+            np.testing.assert_array_equal(statistics.mean, other_statistics.mean)
+            np.testing.assert_array_equal(statistics.var, other_statistics.var)
     for name in ("observations", "actions", "rewards", "terminations", "is_transition", "position"):
         np.testing.assert_array_equal(getattr(model.replay_buffer, name), getattr(other.replay_buffer, name))
     assert th.equal(model.rollout_buffer.imagined.advantages, other.rollout_buffer.imagined.advantages)
@@ -67,7 +84,7 @@ def assert_equal_runs(model: AGDPPO, other: AGDPPO) -> None:
         ("Ant-v5", 1, False, {}),
         ("Reacher-v5", 1, True, {}),
         ("Pendulum-v1", 1, False, {"use_sde": True, "sde_sample_freq": 4}),
-        ("CartPole-v1", 2, False, {"n_steps": 16}),
+        ("CartPole-v1", 2, False, {"n_steps": 16, "learning_rate": FALLING, "world_model_learning_rate": FALLING}),
     ],
 )
 def test_a_resumed_run_follows_the_uninterrupted_one_bit_for_bit(
@@ -134,6 +151,49 @@ def test_what_cannot_be_stored_is_named(tmp_path: Path) -> None:
     model = AGDPPO("MlpPolicy", WithFile(), **SMALL)
     with pytest.warns(UserWarning, match=r"\['WithFile.log'\] cannot be pickled"):
         model.learn(64, callback=ResumableCheckpointCallback(32, str(tmp_path)))
+
+
+def test_environments_that_cannot_be_stored_begin_new_episodes(tmp_path: Path) -> None:
+    class WithProcess(ToyEnv):
+        def reset(self, **kwargs: Any) -> tuple[Any, dict]:
+            self.process = (number for number in range(1000))
+            return super().reset(**kwargs)
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+            next(self.process)
+            return super().step(action)
+
+    model = AGDPPO("MlpPolicy", WithProcess(), **SMALL)
+    with pytest.warns(UserWarning, match=r"\['WithProcess.process'\].*resumed run will begin with new ones"):
+        model.learn(64, callback=ResumableCheckpointCallback(32, str(tmp_path)))
+    resumed = AGDPPO.load(tmp_path / "rl_model_32_steps", WithProcess(), force_reset=False)
+    resumed.learn(32, reset_num_timesteps=False)
+    assert resumed.num_timesteps == 64
+
+
+def test_checkpoints_where_they_cannot_be_written_are_refused(tmp_path: Path) -> None:
+    callback = EveryNTimesteps(32, ResumableCheckpointCallback(1, str(tmp_path)))
+    with pytest.raises(ValueError, match=r"counts by itself.*within EveryNTimesteps"):
+        AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64, callback)
+    with pytest.raises(ValueError, match="for AGDPPO, not for PPO"):
+        PPO("MlpPolicy", ToyEnv(), n_steps=32).learn(64, ResumableCheckpointCallback(32, str(tmp_path)))
+
+
+def test_a_saved_model_learns_on_like_the_live_one(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", make_toy(), **SMALL).learn(64)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "transitions")
+    loaded = AGDPPO.load(tmp_path / "model")
+    loaded.load_replay_buffer(tmp_path / "transitions")
+    for learner in (model, loaded):
+        env = make_toy()
+        env.seed(1)
+        set_random_seed(2)
+        learner.set_env(env)
+        learner.learn(128)
+    for name in ("policy", "world_model"):
+        weights, others = getattr(model, name).state_dict(), getattr(loaded, name).state_dict()
+        assert all(th.equal(weights[key], others[key]) for key in weights), name
 
 
 def test_a_checkpoint_that_is_due_in_the_last_rollout_is_written_at_the_end(tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 import io
 import itertools
 import pickle
+import sys
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,6 +236,56 @@ def test_external_reset_separates_windows() -> None:
     recorder.check(horizon=8)
     streams, rows = recorder.store.recent_starts(50)
     assert recorder.store.windows(streams, rows, 8).mask.sum(1).tolist() == [5, 4, 3, 2, 1, 5, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("last", [13, 14], ids=["within an episode", "at its end"])
+def test_an_interrupt_at_any_moment_leaves_a_store_that_is_right_after_an_external_reset(last: int) -> None:
+    """Ctrl-C can come between any two lines of :meth:`add`, with a ring that wraps around."""
+    never, always = np.zeros(1, dtype=bool), np.ones(1, dtype=bool)
+
+    def add(store: TrajectoryStore, number: int) -> None:
+        state, over = np.array([[float(number)]], dtype=np.float32), always if number % 5 == 4 else never
+        store.add(state, state, state[:, 0], state + 1, over, over)
+
+    def interrupted_add(store: TrajectoryStore, number: int, line: int) -> bool:
+        lines = 0
+
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal lines
+            if "trajectory_store" not in frame.f_code.co_filename:
+                return None
+            lines += event == "line"
+            if lines > line:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            add(store, number)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    line, was_interrupted = 0, True
+    while was_interrupted:
+        store = TrajectoryStore(8, 1, 1, 1)
+        for number in range(last):
+            add(store, number)
+        was_interrupted = interrupted_add(store, last, line)
+        store.end_episodes()
+        for number in range(20, 23):
+            add(store, number)
+        starts = store.recent_starts(100)
+        states = store.windows(*starts, horizon=1).observations[..., 0]
+        assert th.equal(states[:, 1], states[:, 0] + 1)
+        assert len(store) == len(starts[0]) == store.is_transition.sum() >= 4
+        assert store.terminations[store.terminal_starts()].all()
+        assert len(store.terminal_starts()[0]) == (store.terminations & store.is_transition).sum()
+        line += 1
+    assert line > 10
 
 
 def test_external_reset_between_episodes_or_before_the_first_step_changes_nothing() -> None:

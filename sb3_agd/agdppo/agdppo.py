@@ -3,6 +3,7 @@
 import io
 import pathlib
 from collections.abc import Iterable
+from multiprocessing.connection import wait
 from typing import IO, Any, TypeVar, cast
 
 import numpy as np
@@ -289,8 +290,15 @@ class AGDPPO(PPO):
                 reset_num_timesteps=reset_num_timesteps,
                 progress_bar=progress_bar,
             )
-        except (EOFError, ConnectionError) as error:
+        except BaseException as error:
+            # The environments may have taken a step that nobody took note of: the next training resets them
+            self.imagination.begin_episodes()
+            self._last_obs = None
             processes = getattr(getattr(self.env, "unwrapped", None), "processes", [])
+            if not processes or not isinstance(error, (EOFError, ConnectionError)):
+                raise
+            # A pipe breaks a moment before its process is known to be dead
+            wait([process.sentinel for process in processes], timeout=1)
             dead = [index for index, process in enumerate(processes) if not process.is_alive()]
             if not dead:
                 raise

@@ -27,6 +27,8 @@ def replaced_file(path: str | Path, suffix: str) -> Iterator[IO[bytes]]:
     target = Path(path)
     if target.suffix == "":
         target = target.with_name(f"{target.name}.{suffix}")
+    # What a symbolic link refers to is replaced, not the link
+    target = target.resolve()
     # Renaming is only atomic within one file system
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:

@@ -23,6 +23,9 @@ from sb3_agd.world_model.world_model import TerminationFn, check_arguments
 
 # The first fit takes this many times the updates of the later ones
 WARMUP_FITS = 5
+# Beyond this error on the newest rollout, root mean square in standard deviations of the data, imagination is not used: a
+# state drawn at random from the data is off by the square root of 2
+MAX_ERROR = 2.0
 # Arguments of the world model that have no keyword argument of their own
 WORLD_MODEL_KWARGS = {"network", "width", "depth", "ema_decay"}
 
@@ -172,7 +175,7 @@ class GuidanceCallback(BaseCallback):
         self.imagination: Imagination | None = None
         self._seconds = {"fit": 0.0, "imagine": 0.0}
         self._iteration_start = time.perf_counter()
-        self._warned_of_divergence = False
+        self._warned_of: set[str] = set()
 
     @property
     def _buffer(self) -> AugmentedRolloutBuffer:
@@ -248,13 +251,14 @@ class GuidanceCallback(BaseCallback):
         # None also where a schedule comes close to 0 without getting there
         n_rows = round(ratio * buffer.buffer_size * buffer.n_envs)
         self._seconds = {"fit": 0.0, "imagine": 0.0}
+        sound = True
         if n_rows > 0 and imagination.state.fitted:
-            self._test(imagination)
+            sound = self._test(imagination)
         # A model loaded without its transitions imagines at once, but must not forget on a handful of new ones
         usable = imagination.state.fitted
         if n_rows > 0 and (len(imagination.store) >= self.world_model_warmup or imagination.store.is_full):
             usable = self._fit(imagination, progress_remaining)
-        if n_rows > 0 and usable:
+        if n_rows > 0 and usable and sound:
             # Up to rounding errors, the lowest number that is enough
             n_repeats = max(1, math.ceil(ratio * self.real_data_ratio / (1 - self.real_data_ratio) - 1e-9))
             imagination.bound_values(buffer, self.locals["values"], self.locals["dones"])
@@ -266,11 +270,12 @@ class GuidanceCallback(BaseCallback):
                 self.logger.record(f"agd/{name}", figure)
         self._log(imagination, buffer)
 
-    def _test(self, imagination: Imagination) -> None:
+    def _test(self, imagination: Imagination) -> bool:
         """
         Test the world model on the newest rollout.
 
         :param imagination: World model and data
+        :return: Whether it knows anything about it: if not, this rollout has to do with real data only
         """
         with self._timed("imagine"):
             errors = imagination.test()
@@ -284,6 +289,26 @@ class GuidanceCallback(BaseCallback):
             # Undefined if no episode was long enough
             if not figure.isnan():
                 self.logger.record(f"agd/{name}", figure.item())
+        if figures["held_out_error"] > MAX_ERROR:
+            self._warn_once(
+                "error",
+                f"The world model is off by {figures['held_out_error']:.3g} standard deviations on the newest rollout",
+            )
+            return False
+        return True
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        """
+        :param kind: What the warning is about
+        :param message: What happened to the world model, shown if it is the first of its kind
+        """
+        if kind not in self._warned_of:
+            warnings.warn(
+                f"{message}. Training goes on without imagined data where this happens. Consider a lower "
+                "`world_model_learning_rate`.",
+                stacklevel=2,
+            )
+        self._warned_of.add(kind)
 
     def _fit(self, imagination: Imagination, progress_remaining: float) -> bool:
         """
@@ -307,13 +332,10 @@ class GuidanceCallback(BaseCallback):
                     bar.update,
                 )
             except FloatingPointError as error:
-                if not self._warned_of_divergence:
-                    warnings.warn(
-                        f"{error}. Its last good weights are restored, and training goes on without imagined data "
-                        "where this happens. Consider a lower `world_model_learning_rate`.",
-                        stacklevel=2,
-                    )
-                self._warned_of_divergence = True
+                self._warn_once(
+                    "divergence",
+                    f"{error}. Its last good weights are restored",
+                )
                 return False
         self.logger.record("agd/world_model_loss", losses["denoising_loss"])
         self.logger.record("agd/termination_loss", losses["termination_loss"])

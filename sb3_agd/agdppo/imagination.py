@@ -9,6 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecNormalize
@@ -99,6 +100,8 @@ class Imagination:
         self.store = TrajectoryStore(capacity, model.n_envs, self.observation_codec.size, self.action_codec.size)
         # Observation vectors that the environments are in; unknown (empty) before training and after a reset
         self.current_observations = np.empty(0)
+        # Statistics of VecNormalize, each with a copy from the start of the rollout
+        self._statistics: list[tuple[RunningMeanStd, RunningMeanStd]] = []
         # Where the newest rollout begins in the store, and up to where it is part of the running statistics
         self._rollout_start = self.store.position.copy()
         self._observed = self.store.position.copy()
@@ -201,6 +204,9 @@ class Imagination:
             observations = self.model._last_obs if env is None else env.get_original_obs()
             assert isinstance(observations, np.ndarray)
             self.current_observations = self._checked(self.observation_codec.encode(observations), "observation")
+        if self.state.normalization is not None:
+            statistics = self.state.normalization.observations, self.state.normalization.returns
+            self._statistics = [(now, now.copy()) for now in statistics if now is not None]
         self._rollout_start = self.store.position.copy()
         self._rollout_rewards = []
 
@@ -249,6 +255,9 @@ class Imagination:
         finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if not finite.all():
             index = int(np.flatnonzero(~finite)[0])
+            # VecNormalize has learned them already, and would never forget them
+            for now, before in self._statistics:
+                vars(now).update(vars(before))
             raise ValueError(
                 f"NaN or infinite {what} in environment {index} at step {self.model.num_timesteps}: {values[index]}. "
                 "Mend the environment, or find the cause with `VecCheckNan`."
@@ -455,7 +464,8 @@ class Imagination:
             agent.rewards(segments.rewards), segments.terminations, all_values.clamp(low, high), model.gamma, model.gae_lambda
         )
         returns = (advantages + all_values[:, :-1].clamp(low, high)).clamp(low, high)
-        kept = (segments.mask & returns.isfinite()).flatten() & log_probs.isfinite()
+        # A value or a reward that is not finite makes the advantages of all earlier steps so
+        kept = (segments.mask & returns.isfinite() & advantages.isfinite()).flatten() & log_probs.isfinite()
         rows = th.nonzero(kept).flatten()[:n_rows]
         return RolloutBufferSamples(
             observations[rows],

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EventCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -50,10 +50,11 @@ class RunState:
             environments = Snapshot.of(vec_env_layers(model.env))
             if environments.left_out:
                 warnings.warn(
-                    f"{environments.left_out} cannot be pickled, so checkpoints do not hold them: if they change from step to "
-                    "step, a resumed run will go on differently.",
+                    f"{environments.left_out} cannot be pickled: checkpoints do not hold the episodes under way, and a "
+                    "resumed run will begin with new ones.",
                     stacklevel=2,
                 )
+                environments = None
         else:
             warnings.warn(
                 f"What goes on in a {type(model.env.unwrapped).__name__} is out of reach: checkpoints do not hold the "
@@ -139,6 +140,15 @@ class ResumableCheckpointCallback(CheckpointCallback):
     ):
         super().__init__(save_freq, save_path, name_prefix, save_replay_buffer, save_vecnormalize, verbose)
         self._due = False
+
+    def _on_training_start(self) -> None:
+        if isinstance(self.parent, EventCallback):
+            raise ValueError(
+                f"ResumableCheckpointCallback counts by itself (`save_freq`): within {type(self.parent).__name__} it is not "
+                "told when rollouts begin, and would save nothing. Pass it to `learn` directly or in a list"
+            )
+        if not hasattr(self.model, "run_state"):
+            raise ValueError(f"ResumableCheckpointCallback is for AGDPPO, not for {type(self.model).__name__}")
 
     def _on_step(self) -> bool:
         self._due = self._due or self.n_calls % self.save_freq == 0

@@ -133,8 +133,11 @@ class TrajectoryStore:
 
     def end_episodes(self) -> None:
         """Close all unfinished episodes, because the environments are about to be reset from outside."""
-        previous = (self.position - 1) % self.n_rows
         streams = np.arange(self.n_streams)
+        # Ctrl-C may have come while a transition was being added
+        self.is_transition[streams, self.position % self.n_rows] = False
+        self._count()
+        previous = (self.position - 1) % self.n_rows
         unfinished = (self.position > 0) & self.is_transition[streams, previous]
         self.position += unfinished
 

@@ -10,6 +10,7 @@ A guide defines one scalar ``J`` per segment, and segments are to come from the 
   importance sampling, exact in the limit of many, which never leaves the dynamics.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,7 +100,8 @@ def select_particles(
     objectives: th.Tensor, n_particles: int, scale: float, generator: th.Generator | None = None
 ) -> th.Tensor:
     """
-    Draw one candidate of each group with probability proportional to ``exp(scale * J)``.
+    Draw one candidate of each group with probability proportional to ``exp(scale * J)``. Candidates whose objective is
+    not a number come last.
 
     :param objectives: ``J`` of all candidates, those of a group one after the other, shape (B * n_particles,)
     :param n_particles: Number of candidates of a group
@@ -107,7 +109,10 @@ def select_particles(
     :param generator: Source of randomness
     :return: Positions of those that were drawn, shape (B,)
     """
-    probabilities = (scale * objectives.view(-1, n_particles)).softmax(1)
+    lowest, highest = th.finfo(objectives.dtype).min, th.finfo(objectives.dtype).max
+    # Softmax takes differences, which must not overflow either
+    bounded = (scale * objectives.nan_to_num(nan=-math.inf)).clamp(lowest / 4, highest / 4)
+    probabilities = bounded.view(-1, n_particles).softmax(1)
     drawn = th.multinomial(probabilities, 1, generator=generator).squeeze(1)
     return drawn + th.arange(0, len(objectives), n_particles, device=objectives.device)
 

@@ -318,6 +318,11 @@ class DiffusionWorldModel(nn.Module):
             with th.enable_grad():
                 leaf = clean.detach().requires_grad_()
                 objective = guide.objective(self._estimated_segments(observations, leaf, actions), critic)
+                if not objective.requires_grad:
+                    raise ValueError(
+                        f"The objective of {type(guide).__name__} depends on neither observations nor rewards, so there is "
+                        "nothing to move. Choose among several segments instead: `n_particles` above 1"
+                    )
                 (gradient,) = th.autograd.grad(objective.sum(), leaf)
             # The margin around the observed range is also the limit of what a guide may ask for
             guided = self._clamp(clean + guidance_scale * weight * gradient)

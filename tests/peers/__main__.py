@@ -8,6 +8,9 @@ Their tests come with their source releases, which are downloaded into a tempora
 three algorithms and that pass with them count. AGDPPO passes a test if the test passes and, where the algorithm it
 replaces was updated, each of AGDPPO's updates had imagined data. What it does not pass runs a third time, with PPO itself in
 the same place: what PPO fails there as well is counted apart.
+
+Tests that judge what was learned from a thousand steps are a matter of luck with one seed, for PPO too. They run with
+several, with AGDPPO and with PPO in the same place, and AGDPPO passes one if it does with at least as many seeds as PPO.
 """
 
 import argparse
@@ -37,9 +40,14 @@ REFUSALS = {
 }
 # Tests of what AGDPPO does otherwise on purpose, by the beginning of their names
 OTHERWISE = {"tests/test_gae.py::test_gae_computation": "values far beyond any return of real rewards, which AGDPPO bounds"}
+# Tests that judge what was learned, by the beginning of their names, and the seeds that they run with
+TESTS_OF_LEARNING = "tests/test_identity.py"
+SEEDS = range(10)
 # How a file of tests tells that it may make one of the algorithms, in Python or on RL-Zoo's command line
 MENTION = r"import .*\b(PPO|A2C|TRPO)\b|\b(ppo|a2c|trpo)\b"
 Log = dict[str, list[dict[str, Any]]]
+# For each test of learning, the number of seeds that an algorithm passes it with
+PassRates = dict[str, dict[str, int]]
 
 
 def download(package: str, folder: Path) -> Path:
@@ -123,15 +131,41 @@ def updates(events: list[dict[str, Any]]) -> list[int]:
     return [event["n_imagined"] for event in events if event["event"] == "updated"]
 
 
-def judge(test: str, theirs: Log, ours: Log, ppos: Log) -> tuple[str, str]:
+def pass_rates(release: Path, folder: Path, environment: dict[str, str], tests: list[str]) -> PassRates:
+    """
+    :param release: Folder with the tests
+    :param folder: Folder for the logs
+    :param environment: Environment variables of the tests
+    :param tests: Tests of learning
+    :return: Their pass rates. A pass of AGDPPO counts if each of its updates had imagined data
+    """
+    rates: PassRates = {test: {"AGDPPO": 0, "PPO": 0} for test in tests}
+    if not tests:
+        return rates
+    for algorithm in ("AGDPPO", "PPO"):
+        for seed in SEEDS:
+            variables = environment | {"PEERS_STAND_IN": algorithm, "PEERS_SEED": str(seed)}
+            log = run(release, folder / f"{release.name}-{algorithm}-{seed}.log", variables, tests)
+            for test in tests:
+                at_work = algorithm == "PPO" or all(updates(log[test]))
+                rates[test][algorithm] += failure(log[test]) is None and at_work
+    return rates
+
+
+def judge(test: str, theirs: Log, ours: Log, ppos: Log, rates: PassRates) -> tuple[str, str]:
     """
     :param test: Name of a test
     :param theirs: What happened in each test as it is
     :param ours: What happened with AGDPPO
     :param ppos: What happened with PPO in the same place, where that is known
+    :param rates: Pass rates of the tests of learning
     :return: ``"passed"``, ``"refused"`` (also what is otherwise on purpose) with the reason, or ``"failed"`` or
         ``"PPO fails too"`` with the message
     """
+    if test in rates:
+        passes, ppos_passes = rates[test]["AGDPPO"], rates[test]["PPO"]
+        message = f"passes with {passes} of {len(SEEDS)} seeds, PPO with {ppos_passes}"
+        return ("passed", "") if passes >= ppos_passes else ("failed", message)
     message = failure(ours[test])
     if message is not None:
         reasons = [reason for reason, pattern in REFUSALS.items() if re.match(pattern, message, re.DOTALL)]
@@ -147,13 +181,14 @@ def judge(test: str, theirs: Log, ours: Log, ppos: Log) -> tuple[str, str]:
     return "passed", ""
 
 
-def compare(package: str, tests: list[str], theirs: Log, ours: Log, ppos: Log) -> dict[str, Any]:
+def compare(package: str, tests: list[str], theirs: Log, ours: Log, ppos: Log, rates: PassRates) -> dict[str, Any]:
     """
     :param package: The package whose tests ran
     :param tests: Tests that make one of the replaced algorithms and pass with them
     :param theirs: What happened in the tests as they are
     :param ours: What happened with AGDPPO
     :param ppos: What happened with PPO in the same place, in the tests that AGDPPO did not pass
+    :param rates: Pass rates of the tests of learning
     :return: Figures and lists of tests
     """
     replaced: dict[str, Counter[str]] = defaultdict(Counter)
@@ -161,7 +196,7 @@ def compare(package: str, tests: list[str], theirs: Log, ours: Log, ppos: Log) -
     messages: dict[str, dict[str, str]] = {"PPO fails too": {}, "failed": {}}
     passed = 0
     for test in tests:
-        verdict, reason = judge(test, theirs, ours, ppos)
+        verdict, reason = judge(test, theirs, ours, ppos, rates)
         passed += verdict == "passed"
         for name in {event["algorithm"] for event in theirs[test] if event["event"] == "made"}:
             replaced[name][verdict] += 1
@@ -180,6 +215,7 @@ def compare(package: str, tests: list[str], theirs: Log, ours: Log, ppos: Log) -
         "imagined transitions": sum(map(sum, imagined)),
         "refused": refused,
         **messages,
+        f"passes with {len(SEEDS)} seeds": rates,
     }
 
 
@@ -201,6 +237,7 @@ def main() -> None:
             "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent.resolve()), packages]),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "OMP_NUM_THREADS": "1",
+            "PEERS_TESTS_OF_LEARNING": TESTS_OF_LEARNING,
         }
         for peer in args.peers:
             package = PEERS[peer]
@@ -212,10 +249,12 @@ def main() -> None:
                 if failure(events) is None and any(event["event"] == "made" for event in events)
             ]
             ours = run(release, Path(folder) / f"{peer}-agdppo.log", environment | {"PEERS_STAND_IN": "AGDPPO"}, tests)
-            failed = [test for test in tests if judge(test, theirs, ours, {})[0] == "failed"]
+            learning = [test for test in tests if test.startswith(TESTS_OF_LEARNING)]
+            rates = pass_rates(release, Path(folder), environment, learning)
+            failed = [test for test in tests if test not in rates and judge(test, theirs, ours, {}, rates)[0] == "failed"]
             ppo = environment | {"PEERS_STAND_IN": "PPO"}
             ppos = run(release, Path(folder) / f"{peer}-ppo.log", ppo, failed) if failed else {}
-            results[package] = compare(package, tests, theirs, ours, ppos)
+            results[package] = compare(package, tests, theirs, ours, ppos, rates)
             print(json.dumps(results[package], indent=2))
             if args.results is not None:
                 args.results.write_text(json.dumps(results, indent=2) + "\n")

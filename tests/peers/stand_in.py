@@ -2,7 +2,8 @@
 Pytest plugin for the tests of Stable-Baselines3, sb3-contrib and RL-Zoo: puts the algorithm that the environment variable
 PEERS_STAND_IN names, AGDPPO or PPO, in the place of PPO, A2C and TRPO (default: they stay), and writes down what these
 algorithms do in each test, in the processes that tests start as well. PEERS_LOG names the file for that, PEERS_SELECTION a
-file with the tests to run (default: all).
+file with the tests to run (default: all), PEERS_SEED the seed of the stand-in (default: that of the test),
+PEERS_TESTS_OF_LEARNING the beginning of the names of tests that judge what was learned.
 """
 
 import functools
@@ -31,16 +32,15 @@ PLACES = {
     "TRPO": (sb3_contrib, sb3_contrib.trpo),
 }
 STAND_INS: dict[str, type[stable_baselines3.PPO]] = {"AGDPPO": AGDPPO, "PPO": stable_baselines3.PPO}
-# The world model is at work from the first rollout on, and quick enough for hundreds of tests
+# The world model is at work from the first rollout on
 EARLY: dict[str, Any] = {"synthetic_ratio": 1.0, "horizon": 4, "world_model_warmup": 0}
+# It is quick enough for hundreds of tests, except where they judge what was learned: a small one knows nothing of the rewards
+# there when these tests end
 SMALL: dict[str, Any] = {
     "world_model_gradient_steps": 10,
     "world_model_batch_size": 32,
     "world_model_kwargs": {"width": 32, "depth": 1},
 }
-# Where tests judge what was learned, the world model has its default size and training: a small one knows nothing of the
-# rewards there when these tests end
-TESTS_OF_LEARNING = "tests/test_identity.py"
 
 
 def current_test() -> str:
@@ -94,9 +94,10 @@ def make_stand_in(algorithm: type[stable_baselines3.PPO], replaced: type[OnPolic
 
     class StandIn(algorithm):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **kwargs: Any):
-            small = {} if current_test().startswith(TESTS_OF_LEARNING) else SMALL
+            small = {} if current_test().startswith(os.environ["PEERS_TESTS_OF_LEARNING"]) else SMALL
             settings = EARLY | small if algorithm is AGDPPO else {}
-            super().__init__(*args, **defaults | settings | kwargs)
+            seed = {"seed": int(os.environ["PEERS_SEED"])} if "PEERS_SEED" in os.environ else {}
+            super().__init__(*args, **defaults | settings | kwargs | seed)
 
         def learn(self, *args: Any, tb_log_name: str = replaced.__name__, **kwargs: Any) -> Any:
             # Each algorithm logs under its own name
