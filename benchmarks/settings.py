@@ -5,11 +5,10 @@ from typing import Any
 
 import torch.nn as nn
 import yaml
-from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_agd.zoo.experiment_manager import HYPERPARAMS
+from sb3_agd.zoo.experiment_manager import HYPERPARAMS, AGDExperimentManager
 
 # What the training environment is made of, as opposed to the arguments of the algorithm
 ENVIRONMENT_KEYS = ("normalize", "n_envs", "n_timesteps")
@@ -39,7 +38,7 @@ def load_settings(algorithm: str, env_id: str) -> dict[str, Any]:
     if "policy_kwargs" in chosen:
         # RL-Zoo's way of naming classes in a settings file
         chosen["policy_kwargs"] = eval(chosen["policy_kwargs"], {"nn": nn, "dict": dict})
-    return ExperimentManager._preprocess_schedules(chosen)
+    return AGDExperimentManager._preprocess_schedules(chosen)
 
 
 def algorithm_arguments(settings: dict[str, Any]) -> dict[str, Any]:

@@ -139,6 +139,17 @@ def test_agdppo_shares_the_policy_settings_of_ppo(name: str) -> None:
                 assert ours.get(key) == theirs.get(key), (env_id, key)
 
 
+def test_ratio_and_scale_may_fall_linearly() -> None:
+    settings = {"synthetic_ratio": "lin_16", "guidance_scale": "lin_1.5e-1", "learning_rate": "lin_3e-4", "gamma": 0.9}
+    settings = AGDExperimentManager._preprocess_schedules(settings)
+    for name, initial in (("synthetic_ratio", 16), ("guidance_scale", 0.15), ("learning_rate", 3e-4)):
+        assert [settings[name](progress) for progress in (1.0, 0.5, 0.0)] == [initial, initial / 2, 0]
+    AGDPPO("MlpPolicy", "CartPole-v1", **settings)
+    assert AGDExperimentManager._preprocess_schedules({"synthetic_ratio": 8}) == {"synthetic_ratio": 8}
+    with pytest.raises(ValueError, match=r"`synthetic_ratio` must be a number, or text such as lin_16.*not 'cos_16'"):
+        AGDExperimentManager._preprocess_schedules({"synthetic_ratio": "cos_16"})
+
+
 def test_the_users_file_comes_first_and_the_zoos_last(tmp_path: Path) -> None:
     assert find_config("own.yml", "ppo", "Hopper-v5") == "own.yml"
     assert find_config("own.package", "agdppo", "Hopper-v5") == "own.package"

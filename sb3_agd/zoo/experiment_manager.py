@@ -12,6 +12,7 @@ from unittest import mock
 import optuna
 import yaml
 from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.utils import SimpleLinearSchedule
 from sqlalchemy.exc import SQLAlchemyError
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import CheckpointCallback
@@ -23,6 +24,9 @@ PACKAGE = Path(__file__).parent.parent
 # In the wheel the folder lies inside the package, in a source tree beside it
 HYPERPARAMS = next(folder for folder in (PACKAGE / "hyperparams", PACKAGE.parent / "hyperparams") if folder.is_dir())
 
+# Arguments of AGDPPO that may be schedules, besides those that the zoo knows
+SCHEDULES = ("guidance_scale", "synthetic_ratio")
+LINEAR_SCHEDULE = re.compile(r"lin_(?P<initial>[0-9.e+-]+)")
 # As SB3's callback names its files
 CHECKPOINT_NAME = re.compile(r"(?P<prefix>.+)_(?P<steps>\d+)_steps\.zip")
 
@@ -97,6 +101,17 @@ class AGDExperimentManager(ExperimentManager):
                 **self.load_trial(self.storage, self.study_name, 0),
                 **(self.custom_hyperparams or {}),
             }
+
+    @staticmethod
+    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        for name in SCHEDULES:
+            value = hyperparams.get(name)
+            if isinstance(value, str):
+                match = LINEAR_SCHEDULE.fullmatch(value)
+                if match is None:
+                    raise ValueError(f"`{name}` must be a number, or text such as lin_16 for one that falls to 0, not {value!r}")
+                hyperparams[name] = SimpleLinearSchedule(match["initial"])
+        return ExperimentManager._preprocess_schedules(hyperparams)
 
     def hyperparameters_optimization(self) -> None:
         if self.storage is not None and "://" in self.storage:
