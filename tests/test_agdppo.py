@@ -14,7 +14,7 @@ from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 from torch import nn
 
 import sb3_agd
@@ -443,16 +443,18 @@ def test_bad_numbers_name_the_environment_and_the_step(value: float, what: str) 
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 
-@pytest.mark.parametrize("what", ["observation", "reward"])
-def test_training_goes_on_with_vec_normalize_after_bad_numbers(what: str) -> None:
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize(("what", "step"), [("observation", 0), ("observation", 10), ("reward", 10)])
+def test_training_goes_on_with_vec_normalize_after_bad_numbers(what: str, step: int, stacked: bool) -> None:
+    bad = {what: step}
     env = ToyEnv()
-    bad_observations = [10] if what == "observation" else []
-    env.observe = lambda step: np.full(3, np.nan if step == env.total_steps in bad_observations else 0.5, dtype=np.float32)
-    env.reward = lambda step: np.nan if what == "reward" and step == 10 else 1.0
+    env.observe = lambda steps: np.full(3, np.nan if steps == env.total_steps == bad.get("observation") else 0.5, np.float32)
+    env.reward = lambda steps: np.nan if steps == bad.get("reward") else 1.0
     normalize = VecNormalize(DummyVecEnv([lambda: env]))
-    model = AGDPPO("MlpPolicy", normalize, **SMALL)
-    with pytest.raises(ValueError, match=f"{what} in environment 0 at step 10"):
+    model = AGDPPO("MlpPolicy", VecFrameStack(normalize, 2) if stacked else normalize, **SMALL)
+    with pytest.raises(ValueError, match=f"{what} in environment 0 at step {step}"):
         model.learn(64)
+    bad.clear()
     for statistics in (normalize.obs_rms, normalize.ret_rms):
         assert np.isfinite(statistics.mean).all() and np.isfinite(statistics.var).all()
     model.learn(64)

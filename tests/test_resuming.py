@@ -10,7 +10,7 @@ import pytest
 import torch as th
 from environments import SMALL, ToyEnv
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import EveryNTimesteps
+from stable_baselines3.common.callbacks import EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
@@ -163,18 +163,27 @@ def test_environments_that_cannot_be_stored_begin_new_episodes(tmp_path: Path) -
             next(self.process)
             return super().step(action)
 
-    model = AGDPPO("MlpPolicy", WithProcess(), **SMALL)
+    def make_env() -> VecNormalize:
+        return VecNormalize(DummyVecEnv([WithProcess]))
+
+    model = AGDPPO("MlpPolicy", make_env(), **SMALL)
     with pytest.warns(UserWarning, match=r"\['WithProcess.process'\].*resumed run will begin with new ones"):
         model.learn(64, callback=ResumableCheckpointCallback(32, str(tmp_path)))
-    resumed = AGDPPO.load(tmp_path / "rl_model_32_steps", WithProcess(), force_reset=False)
+    resumed = AGDPPO.load(tmp_path / "rl_model_32_steps", make_env(), force_reset=False)
     resumed.learn(32, reset_num_timesteps=False)
     assert resumed.num_timesteps == 64
+    # What VecNormalize had learned is there: 33 observations until the checkpoint, one of the reset, 32 steps
+    assert resumed.get_vec_normalize_env().obs_rms.count == pytest.approx(33 + 1 + 32, abs=0.01)
 
 
 def test_checkpoints_where_they_cannot_be_written_are_refused(tmp_path: Path) -> None:
-    callback = EveryNTimesteps(32, ResumableCheckpointCallback(1, str(tmp_path)))
-    with pytest.raises(ValueError, match=r"counts by itself.*within EveryNTimesteps"):
-        AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64, callback)
+    within_eval = ResumableCheckpointCallback(1, str(tmp_path))
+    for callback in (
+        EveryNTimesteps(32, ResumableCheckpointCallback(1, str(tmp_path))),
+        EvalCallback(DummyVecEnv([ToyEnv]), eval_freq=32, callback_on_new_best=within_eval),
+    ):
+        with pytest.raises(ValueError, match=f"counts by itself.*within {type(callback).__name__}"):
+            AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64, callback)
     with pytest.raises(ValueError, match="for AGDPPO, not for PPO"):
         PPO("MlpPolicy", ToyEnv(), n_steps=32).learn(64, ResumableCheckpointCallback(32, str(tmp_path)))
 

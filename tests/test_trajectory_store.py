@@ -288,6 +288,26 @@ def test_an_interrupt_at_any_moment_leaves_a_store_that_is_right_after_an_extern
     assert line > 10
 
 
+@pytest.mark.parametrize("n_steps", range(8, 20))
+def test_a_full_store_that_is_loaded_knows_its_terminal_transitions(n_steps: int) -> None:
+    store = TrajectoryStore(10, 1, 1, 1)
+
+    def add(number: int) -> None:
+        state, over = np.array([[float(number)]], dtype=np.float32), np.array([number % 3 == 2])
+        store.add(state, state, state[:, 0], state + 1, over, over)
+
+    for number in range(n_steps):
+        add(number)
+    file = io.BytesIO()
+    store.save(file)
+    file.seek(0)
+    store.load(file)
+    for number in range(n_steps, n_steps + 20):
+        add(number)
+        expected = np.flatnonzero((store.terminations & store.is_transition)[0])
+        assert sorted(store.terminal_starts()[1]) == expected.tolist()
+
+
 def test_external_reset_between_episodes_or_before_the_first_step_changes_nothing() -> None:
     recorder = Recorder(n_rows=20, n_streams=3, max_length=1)
     twin = TrajectoryStore(60, 3, OBSERVATION_DIM, ACTION_DIM)

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_agd.agdppo.files import FILE_FORMAT, explain_misfit, newer_format, replaced_file
 from sb3_agd.agdppo.guidance_callback import GuidanceCallback, make_guide, make_schedule
 from sb3_agd.agdppo.imagination import Imagination, ImaginationState
-from sb3_agd.agdppo.resuming import ResumeCallback, RunState
+from sb3_agd.agdppo.resuming import ResumeCallback, RunState, drain
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.spaces import make_codec
 from sb3_agd.agdppo.trajectory_store import TrajectoryStore
@@ -270,7 +270,22 @@ class AGDPPO(PPO):
         elif self.run_state is not None and self.run_state.environments is None:
             # The episodes that were under way are lost
             self._last_obs = None
+            self.run_state.restore_statistics(self)
+        if self._last_obs is None:
+            drain(self.env)
+        self.imagination.keep_statistics()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        try:
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        except BaseException:
+            # The environments may have taken a step that nobody took note of: the next training resets them
+            self._last_obs = None
+            self.imagination.begin_episodes()
+            raise
 
     def learn(
         self: SelfAGDPPO,
@@ -290,13 +305,8 @@ class AGDPPO(PPO):
                 reset_num_timesteps=reset_num_timesteps,
                 progress_bar=progress_bar,
             )
-        except BaseException as error:
-            # The environments may have taken a step that nobody took note of: the next training resets them
-            self.imagination.begin_episodes()
-            self._last_obs = None
+        except (EOFError, ConnectionError) as error:
             processes = getattr(getattr(self.env, "unwrapped", None), "processes", [])
-            if not processes or not isinstance(error, (EOFError, ConnectionError)):
-                raise
             # A pipe breaks a moment before its process is known to be dead
             wait([process.sentinel for process in processes], timeout=1)
             dead = [index for index, process in enumerate(processes) if not process.is_alive()]

@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy, Normalization
+from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy, Normalization, normalization_statistics
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.spaces import SpaceCodec, make_codec
 from sb3_agd.agdppo.trajectory_store import TrajectoryStore, WindowSource
@@ -100,7 +100,7 @@ class Imagination:
         self.store = TrajectoryStore(capacity, model.n_envs, self.observation_codec.size, self.action_codec.size)
         # Observation vectors that the environments are in; unknown (empty) before training and after a reset
         self.current_observations = np.empty(0)
-        # Statistics of VecNormalize, each with a copy from the start of the rollout
+        # Statistics of VecNormalize, each with a copy from before the newest rollout or reset
         self._statistics: list[tuple[RunningMeanStd, RunningMeanStd]] = []
         # Where the newest rollout begins in the store, and up to where it is part of the running statistics
         self._rollout_start = self.store.position.copy()
@@ -191,6 +191,10 @@ class Imagination:
 
     # Recording
 
+    def keep_statistics(self) -> None:
+        """Keep what VecNormalize has learned up to now: if it learns numbers that are not finite, it gets this back."""
+        self._statistics = [(now, now.copy()) for now in normalization_statistics(self.model).values()]
+
     def start_rollout(self) -> None:
         """
         Take over the states that the environments are in.
@@ -204,9 +208,7 @@ class Imagination:
             observations = self.model._last_obs if env is None else env.get_original_obs()
             assert isinstance(observations, np.ndarray)
             self.current_observations = self._checked(self.observation_codec.encode(observations), "observation")
-        if self.state.normalization is not None:
-            statistics = self.state.normalization.observations, self.state.normalization.returns
-            self._statistics = [(now, now.copy()) for now in statistics if now is not None]
+        self.keep_statistics()
         self._rollout_start = self.store.position.copy()
         self._rollout_rewards = []
 
@@ -464,8 +466,7 @@ class Imagination:
             agent.rewards(segments.rewards), segments.terminations, all_values.clamp(low, high), model.gamma, model.gae_lambda
         )
         returns = (advantages + all_values[:, :-1].clamp(low, high)).clamp(low, high)
-        # A value or a reward that is not finite makes the advantages of all earlier steps so
-        kept = (segments.mask & returns.isfinite() & advantages.isfinite()).flatten() & log_probs.isfinite()
+        kept = (segments.mask & returns.isfinite()).flatten() & log_probs.isfinite()
         rows = th.nonzero(kept).flatten()[:n_rows]
         return RolloutBufferSamples(
             observations[rows],

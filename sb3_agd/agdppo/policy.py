@@ -24,6 +24,8 @@ from sb3_agd.agdppo.spaces import SpaceCodec
 
 # Keeps the logarithms of uniform noise finite
 TINY = 1e-20
+# Attributes of VecNormalize with what it learns
+STATISTICS = ("obs_rms", "ret_rms")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,16 @@ class Normalization:
         observations = env.obs_rms if env.norm_obs and isinstance(env.obs_rms, RunningMeanStd) else None
         returns = env.ret_rms if env.norm_reward else None
         return cls(observations, returns, env.clip_obs, env.clip_reward, env.epsilon)
+
+
+def normalization_statistics(model: OnPolicyAlgorithm) -> dict[str, RunningMeanStd]:
+    """
+    :param model: An algorithm
+    :return: The statistics that its VecNormalize learns, if it has one, by name of the attribute
+    """
+    env = model.get_vec_normalize_env()
+    attributes = {} if env is None else vars(env)
+    return {name: attributes[name] for name in STATISTICS if isinstance(attributes.get(name), RunningMeanStd)}
 
 
 class Agent:

@@ -3,21 +3,45 @@
 import pickle
 import random
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing.connection import Connection, wait
+from typing import Any, cast
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EventCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from sb3_agd.agdppo.files import replaced_file
+from sb3_agd.agdppo.policy import normalization_statistics
 from sb3_agd.agdppo.snapshots import Snapshot, vec_env_layers
 
+# Environments that say nothing for so long have no answer left
+DRAIN_SECONDS = 1.0
 # Noise matrices of gSDE
 EXPLORATION = ("exploration_mat", "exploration_matrices")
+
+
+def drain(env: VecEnv | None) -> None:
+    """
+    Take what is left in the pipes of environments in other processes after an interrupt in the midst of a step: it would
+    be taken for the answer to the next command.
+
+    :param env: Environments that are about to be reset
+    """
+    workers = getattr(env, "unwrapped", None)
+    if not isinstance(workers, SubprocVecEnv) or not workers.waiting:
+        return
+    # A process that has died leaves an end of file: the next command tells
+    with suppress(EOFError, ConnectionError):
+        while ready := wait(workers.remotes, timeout=DRAIN_SECONDS):
+            for remote in ready:
+                cast(Connection, remote).recv()
+    workers.waiting = False
 
 
 @dataclass
@@ -30,6 +54,7 @@ class RunState:
     :param numpy_state: State of numpy's global random generator
     :param python_state: State of Python's random generator
     :param exploration: Noise matrices of gSDE, drawn for this rollout
+    :param statistics: Those of VecNormalize, by name of the attribute
     """
 
     environments: Snapshot | None
@@ -37,6 +62,7 @@ class RunState:
     numpy_state: Any
     python_state: Any
     exploration: dict[str, th.Tensor]
+    statistics: dict[str, RunningMeanStd]
 
     @classmethod
     def of(cls, model: OnPolicyAlgorithm) -> "RunState":
@@ -69,7 +95,15 @@ class RunState:
             np.random.get_state(),
             random.getstate(),
             {name: getattr(distribution, name) for name in EXPLORATION if uses_sde},
+            normalization_statistics(model),
         )
+
+    def restore_statistics(self, model: OnPolicyAlgorithm) -> None:
+        """
+        :param model: Model before its environments are reset, loaded from the checkpoint with this state
+        """
+        for name, statistics in self.statistics.items():
+            setattr(model.get_vec_normalize_env(), name, statistics)
 
     def restore(self, model: OnPolicyAlgorithm) -> None:
         """
@@ -141,7 +175,7 @@ class ResumableCheckpointCallback(CheckpointCallback):
         super().__init__(save_freq, save_path, name_prefix, save_replay_buffer, save_vecnormalize, verbose)
         self._due = False
 
-    def _on_training_start(self) -> None:
+    def _init_callback(self) -> None:
         if isinstance(self.parent, EventCallback):
             raise ValueError(
                 f"ResumableCheckpointCallback counts by itself (`save_freq`): within {type(self.parent).__name__} it is not "
@@ -149,6 +183,7 @@ class ResumableCheckpointCallback(CheckpointCallback):
             )
         if not hasattr(self.model, "run_state"):
             raise ValueError(f"ResumableCheckpointCallback is for AGDPPO, not for {type(self.model).__name__}")
+        super()._init_callback()
 
     def _on_step(self) -> bool:
         self._due = self._due or self.n_calls % self.save_freq == 0

@@ -66,7 +66,7 @@ class TrajectoryStore:
         self._terminal_rows: list[deque[int]] = []
         for stream, position in enumerate(self.position):
             rows = np.flatnonzero(used[stream] & self.terminations[stream, : used.shape[1]])
-            oldest_first = np.argsort((rows - position - 1) % self.n_rows)
+            oldest_first = np.argsort((rows - position) % self.n_rows)
             self._terminal_rows.append(deque(rows[oldest_first].tolist()))
 
     def __len__(self) -> int:
@@ -110,9 +110,10 @@ class TrajectoryStore:
         self.actions[streams, row] = actions
         self.rewards[streams, row] = rewards
         self.terminations[streams, row] = terminations
-        self.is_transition[streams, row] = True
         self.observations[streams, after] = next_observations
         self.position += 1 + episode_ends
+        # Only now, so that an interrupt before it leaves no transition that is half written
+        self.is_transition[streams, row] = True
         self._n_transitions += self.n_streams
         for stream in np.flatnonzero(terminations):
             self._terminal_rows[stream].append(int(row[stream]))
@@ -135,7 +136,6 @@ class TrajectoryStore:
         """Close all unfinished episodes, because the environments are about to be reset from outside."""
         streams = np.arange(self.n_streams)
         # Ctrl-C may have come while a transition was being added
-        self.is_transition[streams, self.position % self.n_rows] = False
         self._count()
         previous = (self.position - 1) % self.n_rows
         unfinished = (self.position > 0) & self.is_transition[streams, previous]

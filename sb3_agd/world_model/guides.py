@@ -111,7 +111,7 @@ def select_particles(
     """
     lowest, highest = th.finfo(objectives.dtype).min, th.finfo(objectives.dtype).max
     # Softmax takes differences, which must not overflow either
-    bounded = (scale * objectives.nan_to_num(nan=-math.inf)).clamp(lowest / 4, highest / 4)
+    bounded = (scale * objectives).nan_to_num(nan=-math.inf).clamp(lowest / 4, highest / 4)
     probabilities = bounded.view(-1, n_particles).softmax(1)
     drawn = th.multinomial(probabilities, 1, generator=generator).squeeze(1)
     return drawn + th.arange(0, len(objectives), n_particles, device=objectives.device)

@@ -161,6 +161,14 @@ class DiffusionWorldModel(nn.Module):
         rewards = self.reward_normalizer(segments.rewards[..., None])
         return states, self.action_normalizer(segments.actions), th.cat([states[:, 1:], rewards], dim=-1)
 
+    def _inputs(self, observations: th.Tensor) -> th.Tensor:
+        """
+        :param observations: In raw units, any that the networks are to start from
+        :return: Standardised, within the range of the next states that were observed: an episode may begin where none of
+            these ever were
+        """
+        return self.observation_normalizer.clamp(self.observation_normalizer(observations))
+
     def denoising_loss(self, segments: Segments[th.Tensor], generator: th.Generator | None = None) -> th.Tensor:
         """
         Mean squared error of the clean estimate at random noise levels.
@@ -169,11 +177,12 @@ class DiffusionWorldModel(nn.Module):
         :param generator: Source of the noise
         :return: Scalar
         """
-        states, actions, clean = self._standardise(segments)
+        _, actions, clean = self._standardise(segments)
         # More weight on high noise levels, where the states must come from the dynamics alone
         time = th.rand(len(segments), generator=generator, device=self.device).sqrt()
         noise = th.randn(clean.shape, generator=generator, device=self.device)
-        estimate = self.networks["denoiser"](self.path.add_noise(clean, noise, time), time, states[:, 0], actions)
+        start = self._inputs(segments.observations[:, 0])
+        estimate = self.networks["denoiser"](self.path.add_noise(clean, noise, time), time, start, actions)
         return ((estimate - clean).square().mean(-1) * segments.mask).sum() / segments.mask.sum()
 
     def termination_loss(
@@ -190,7 +199,7 @@ class DiffusionWorldModel(nn.Module):
         :return: Scalar
         """
         targets = th.cat([segments.terminations[:, 0], terminal.terminations[:, 0]]).float()
-        observations = self.observation_normalizer(th.cat([segments.observations[:, :2], terminal.observations]))
+        observations = self._inputs(th.cat([segments.observations[:, :2], terminal.observations]))
         actions = self.action_normalizer(th.cat([segments.actions[:, 0], terminal.actions[:, 0]]))
         logits = self.networks["termination"](observations[:, 0], actions, observations[:, 1])
         excess = 1 + len(terminal) / (len(segments) * termination_rate)
@@ -286,7 +295,7 @@ class DiffusionWorldModel(nn.Module):
             raise ValueError(f"`guidance_scale` must be a finite number of at least 0, not {guidance_scale!r}")
         if guide is not None and critic is None:
             raise ValueError("`critic` must be given with a `guide`")
-        start = self.observation_normalizer(observations)
+        start = self._inputs(observations)
         states = observations[:, None].expand(-1, self.horizon + 1, -1)
         whole = slice(0, self.horizon)
         denoiser = self.ema_networks["denoiser"]
@@ -415,8 +424,8 @@ class DiffusionWorldModel(nn.Module):
                     f"`termination_fn` must return one boolean per row, shape {(len(rows[0]),)}, not {outcome.shape}"
                 )
             return th.as_tensor(outcome, dtype=states.dtype, device=states.device).view(actions.shape[:2])
-        normalize = self.observation_normalizer
-        logits = self.ema_networks["termination"](normalize(before), self.action_normalizer(actions), normalize(after))
+        actions = self.action_normalizer(actions)
+        logits = self.ema_networks["termination"](self._inputs(before), actions, self._inputs(after))
         # What was never seen is not imagined: rare false alarms would cut the returns of endless tasks
         return logits.sigmoid() * (self.n_terminations > 0)
 

@@ -109,7 +109,9 @@ class AGDExperimentManager(ExperimentManager):
             if isinstance(value, str):
                 match = LINEAR_SCHEDULE.fullmatch(value)
                 if match is None:
-                    raise ValueError(f"`{name}` must be a number, or text such as lin_16 for one that falls to 0, not {value!r}")
+                    raise ValueError(
+                        f"`{name}` must be a number, or text such as lin_16 for one that falls to 0, not {value!r}"
+                    )
                 hyperparams[name] = SimpleLinearSchedule(match["initial"])
         return ExperimentManager._preprocess_schedules(hyperparams)
 

@@ -6,8 +6,9 @@ of PPO, A2C and TRPO::
 
 Their tests come with their source releases, which are downloaded into a temporary folder. Only tests that make one of the
 three algorithms and that pass with them count. AGDPPO passes a test if the test passes and, where the algorithm it
-replaces was updated, each of AGDPPO's updates had imagined data. What it does not pass runs a third time, with PPO itself in
-the same place: what PPO fails there as well is counted apart.
+replaces was updated, each of AGDPPO's updates had imagined data (some of them, where the test puts random numbers into its
+networks). What it does not pass runs a third time, with PPO itself in the same place: what PPO fails there as well is
+counted apart.
 
 Tests that judge what was learned from a thousand steps are a matter of luck with one seed, for PPO too. They run with
 several, with AGDPPO and with PPO in the same place, and AGDPPO passes one if it does with at least as many seeds as PPO.
@@ -40,6 +41,8 @@ REFUSALS = {
 }
 # Tests of what AGDPPO does otherwise on purpose, by the beginning of their names
 OTHERWISE = {"tests/test_gae.py::test_gae_computation": "values far beyond any return of real rewards, which AGDPPO bounds"}
+# Tests that put random numbers into all networks, by the beginning of their names: AGDPPO does not imagine with them then
+SCRAMBLING = ("tests/test_save_load.py::test_save_load[",)
 # Tests that judge what was learned, by the beginning of their names, and the seeds that they run with
 TESTS_OF_LEARNING = "tests/test_identity.py"
 SEEDS = range(5)
@@ -178,7 +181,8 @@ def judge(test: str, theirs: Log, ours: Log, ppos: Log, rates: PassRates) -> tup
         return "PPO fails too" if ppo_fails else "failed", message.splitlines()[0]
     if updates(theirs[test]) and not updates(ours[test]):
         return "failed", "AGDPPO was never updated"
-    if not all(updates(ours[test])):
+    required = any if test.startswith(SCRAMBLING) else all
+    if updates(ours[test]) and not required(updates(ours[test])):
         return "failed", f"{updates(ours[test]).count(0)} of {len(updates(ours[test]))} updates without imagined data"
     return "passed", ""
 
