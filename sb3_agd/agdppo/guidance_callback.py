@@ -323,10 +323,7 @@ class GuidanceCallback(BaseCallback):
                     bar.update,
                 )
             except FloatingPointError as error:
-                self._warn_once(
-                    "divergence",
-                    f"{error}. Its last good weights are restored",
-                )
+                self._warn_once("divergence", f"{error}. Its last good weights are restored")
                 return False
         self.logger.record("agd/world_model_loss", losses["denoising_loss"])
         self.logger.record("agd/termination_loss", losses["termination_loss"])
