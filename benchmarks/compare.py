@@ -3,6 +3,8 @@ Train AGDPPO and SB3's PPO side by side on one task, and leave a table, the eval
 run folder::
 
     python -m benchmarks.compare --env HalfCheetah-v5 --steps 30000
+
+The settings are those of ``hyperparams/``, except that imagination does not fade out.
 """
 
 import argparse
@@ -35,6 +37,9 @@ def train(name: str, arguments: argparse.Namespace, folder: Path) -> pd.DataFram
     :return: One row per evaluation
     """
     settings = load_settings(name, arguments.env)
+    if callable(settings.get("synthetic_ratio")):
+        # Imagination fades out over the long runs that the settings are for: a short one would lose it too early
+        settings["synthetic_ratio"] = settings["synthetic_ratio"](1.0)
     env = make_environment(arguments.env, settings, arguments.seed)
     model = ALGORITHMS[name](env=env, seed=arguments.seed, device="cpu", **algorithm_arguments(settings))
     (folder / name).mkdir(exist_ok=True)
