@@ -177,11 +177,11 @@ class DiffusionWorldModel(nn.Module):
         :param generator: Source of the noise
         :return: Scalar
         """
-        _, actions, clean = self._standardise(segments)
+        states, actions, clean = self._standardise(segments)
         # More weight on high noise levels, where the states must come from the dynamics alone
         time = th.rand(len(segments), generator=generator, device=self.device).sqrt()
         noise = th.randn(clean.shape, generator=generator, device=self.device)
-        start = self._inputs(segments.observations[:, 0])
+        start = self.observation_normalizer.clamp(states[:, 0])
         estimate = self.networks["denoiser"](self.path.add_noise(clean, noise, time), time, start, actions)
         return ((estimate - clean).square().mean(-1) * segments.mask).sum() / segments.mask.sum()
 
