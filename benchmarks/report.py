@@ -312,7 +312,8 @@ def markdown(results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]])
     lines = [
         f"# {suite.name}",
         f"Written by `python -m benchmarks.report {suite.name}` from {n_finished} of {n_runs} runs of "
-        f"`python -m benchmarks.run {suite.name}`; the others are not finished. Every {suite.eval_freq:,} steps, "
+        f"`python -m benchmarks.run {suite.name}`{'; the others are not finished' * (n_finished < n_runs)}. "
+        f"Every {suite.eval_freq:,} steps, "
         f"{suite.eval_episodes} episodes with the deterministic policy.",
         "## All tasks",
     ]
