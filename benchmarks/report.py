@@ -309,11 +309,11 @@ def markdown(results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]])
     """
     suite = results.suite
     n_runs, n_finished = len(suite.runs()), sum(map(len, results.records.values()))
+    unfinished = "; the others are not finished" if n_finished < n_runs else ""
     lines = [
         f"# {suite.name}",
         f"Written by `python -m benchmarks.report {suite.name}` from {n_finished} of {n_runs} runs of "
-        f"`python -m benchmarks.run {suite.name}`{'; the others are not finished' * (n_finished < n_runs)}. "
-        f"Every {suite.eval_freq:,} steps, "
+        f"`python -m benchmarks.run {suite.name}`{unfinished}. Every {suite.eval_freq:,} steps, "
         f"{suite.eval_episodes} episodes with the deterministic policy.",
         "## All tasks",
     ]
