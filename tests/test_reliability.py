@@ -16,11 +16,12 @@ import pytest
 import torch as th
 from environments import SMALL, ToyEnv
 from gymnasium import spaces
-from stable_baselines3 import PPO, SAC
+from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
-from sb3_agd import AGDPPO
+from sb3_agd import AGDPPO, AugmentedRolloutBuffer, GuidanceCallback
+from sb3_agd.agdppo.trajectory_store import TrajectoryStore
 
 # Files
 
@@ -273,23 +274,56 @@ def test_ctrl_c_leaves_a_model_that_predicts_saves_and_learns_on(
         assert all(tensor.isfinite().all() for tensor in survivor.policy.state_dict().values())
 
 
-@pytest.mark.parametrize("step", [25, 40, 45])
-def test_ctrl_c_within_a_step_stores_no_transition_that_never_happened(step: int) -> None:
+def interrupted_in_a_step(step: int) -> ToyEnv:
+    """
+    :param step: Number of the step that is interrupted
+    :return: Environment whose observations tell how many steps the episode has taken
+    """
+
     def reward(total_steps: int) -> float:
         if total_steps == step:
             # The state has changed already
             raise KeyboardInterrupt
         return 1.0
 
-    env = ToyEnv(observe=lambda steps: np.full(3, steps, dtype=np.float32), reward=reward)
-    model = AGDPPO("MlpPolicy", env, **SMALL)
+    return ToyEnv(observe=lambda steps: np.full(3, steps, dtype=np.float32), reward=reward)
+
+
+def states_of_all_transitions(store: TrajectoryStore) -> th.Tensor:
+    """
+    :param store: Transitions
+    :return: Their states and next states, shape (N, 2, observation_dim)
+    """
+    return store.windows(*store.recent_starts(len(store)), horizon=1).observations
+
+
+@pytest.mark.parametrize("step", [25, 40, 45])
+def test_ctrl_c_within_a_step_stores_no_transition_that_never_happened(step: int) -> None:
+    model = AGDPPO("MlpPolicy", interrupted_in_a_step(step), **SMALL)
     with pytest.raises(KeyboardInterrupt):
         model.learn(96)
     model.learn(64, reset_num_timesteps=False)
-    store = model.replay_buffer
-    states = store.windows(*store.recent_starts(1000), horizon=1).observations[..., 0]
+    states = states_of_all_transitions(model.replay_buffer)[..., 0]
     assert len(states) > 64
     assert th.equal(states[:, 1], states[:, 0] + 1)
+
+
+@pytest.mark.parametrize("step", [25, 40, 45])
+def test_the_callback_stores_no_transition_either_that_never_happened(step: int) -> None:
+    callback = GuidanceCallback(horizon=4, world_model_warmup=0, world_model_gradient_steps=2)
+    env = interrupted_in_a_step(step)
+    model = A2C("MlpPolicy", env, n_steps=32, rollout_buffer_class=AugmentedRolloutBuffer, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(96, callback)
+    model.learn(64, callback, reset_num_timesteps=False)
+    states = states_of_all_transitions(callback.imagination.store)[..., 0]
+    assert len(states) > 64
+    assert th.equal(states[:, 1], states[:, 0] + 1)
+    # An interrupt that is over resets nothing more
+    n_episodes = (states[:, 0] == 0).sum()
+    model.learn(8, callback, reset_num_timesteps=False)
+    states = states_of_all_transitions(callback.imagination.store)[..., 0]
+    assert (states[:, 0] == 0).sum() == n_episodes + 1
 
 
 def test_ctrl_c_while_other_processes_step_leaves_a_model_that_learns_on() -> None:
@@ -311,8 +345,7 @@ def test_ctrl_c_while_other_processes_step_leaves_a_model_that_learns_on() -> No
     for _ in range(2):
         model.learn(64, reset_num_timesteps=False)
     env.close()
-    store = model.replay_buffer
-    states = store.windows(*store.recent_starts(1000), horizon=1).observations
+    states = states_of_all_transitions(model.replay_buffer)
     # Positions move by a fiftieth of the velocity
     assert th.allclose(states[:, 1, 0], states[:, 0, 0] + 0.02 * states[:, 0, 1], atol=1e-6)
 

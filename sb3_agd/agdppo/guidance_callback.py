@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from sb3_agd.agdppo.imagination import Imagination, ImaginationState
 from sb3_agd.agdppo.replay import GuidanceProbe
+from sb3_agd.agdppo.resuming import drain
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.world_model import DiffusionWorldModel, Guide
 from sb3_agd.world_model.guides import GUIDES
@@ -176,6 +177,8 @@ class GuidanceCallback(BaseCallback):
         self._seconds = {"fit": 0.0, "imagine": 0.0}
         self._iteration_start = time.perf_counter()
         self._warned_of: set[str] = set()
+        # Stays true where training ends with an exception
+        self._is_training = False
 
     @property
     def _buffer(self) -> AugmentedRolloutBuffer:
@@ -226,9 +229,19 @@ class GuidanceCallback(BaseCallback):
     def _on_training_start(self) -> None:
         assert self.imagination is not None
         self._iteration_start = time.perf_counter()
+        if self._is_training:
+            # The last training was interrupted, perhaps in the midst of a step that nobody took note of
+            env = self.training_env
+            drain(env)
+            self.model._last_obs = env.reset()
+            self.model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+        self._is_training = True
         if np.all(self.model._last_episode_starts):
             # `learn` has just reset the environments, unless all episodes are over anyway
             self.imagination.begin_episodes()
+
+    def _on_training_end(self) -> None:
+        self._is_training = False
 
     def _on_rollout_start(self) -> None:
         assert self.imagination is not None
