@@ -211,6 +211,23 @@ def task_table(results: Results, task: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def comparison_table(results: Results) -> pd.DataFrame:
+    """
+    :param results: Results
+    :return: Variants of AGDPPO against each other at the end of training: the probability that a run of the row's is better
+        than one of the column's on the same task. Empty unless there are two with a seed that is finished on all tasks
+    """
+    variants = [name for name in results.variants if results.suite.variants[name].algorithm == "agdppo"]
+    finals = {name: results.matrix(name)[..., -1] for name in variants}
+    finals = {name: scores for name, scores in finals.items() if len(scores)}
+    if len(finals) < 2:
+        return pd.DataFrame()
+    return pd.DataFrame(
+        {"better": name, **{other: "" if other == name else improvement(scores, finals[other]) for other in finals}}
+        for name, scores in finals.items()
+    )
+
+
 def provenance_table(results: Results) -> pd.DataFrame:
     """
     :param results: Results
@@ -328,11 +345,22 @@ def markdown(results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]])
         lines += [to_markdown(aggregate_table(results, curves)), "![Interquartile means](sample_efficiency.png)"]
     else:
         lines.append("No variant has a seed that is finished on all tasks yet.")
+    comparison = comparison_table(results)
+    if not comparison.empty:
+        lines += [
+            "## Variants of AGDPPO against each other",
+            f"Probability that a run of the row's variant ends better than one of the column's on the same task, at "
+            f"{results.timesteps[-1]:,} steps.",
+            to_markdown(comparison),
+        ]
+    target = (
+        f' "To {BASELINE}\'s last mean": the first evaluation at which the mean over the seeds reaches that of {BASELINE} at '
+        "the end."
+    )
     lines += [
         "## Each task",
-        "Mean and standard deviation over the seeds; median seconds of training, on machines that may have been busy. "
-        f'"To {BASELINE}\'s last mean": the first evaluation at which the mean over the seeds reaches that of {BASELINE} at '
-        f"the end.",
+        "Mean and standard deviation over the seeds; median seconds of training, on machines that may have been busy."
+        + (target if BASELINE in results.variants else ""),
         "![Learning curves, means with 95 % intervals](learning_curves.png)",
     ]
     for task in suite.tasks:

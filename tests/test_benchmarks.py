@@ -312,6 +312,23 @@ def test_tables_say_who_is_better_and_when_the_baseline_is_reached(results: repo
     assert tasks.loc["ppo", "return at 200"].startswith(f"{17 + 0.435 * 2583:.5g} ±")
 
 
+def test_variants_of_agdppo_are_compared_with_each_other(
+    results: report.Results, suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert report.comparison_table(results).empty
+    assert "against each other" not in report.markdown(results, {})
+    with suite_file.open("a") as file:
+        file.write("  agdppo_none: {algorithm: agdppo, n_seeds: 2, settings: {guidance: none}}\n")
+    call(run, monkeypatch, suite_file, "--results", tmp_path)
+    both = report.Results(Suite.load(str(suite_file)), tmp_path / "small")
+    table = report.comparison_table(both).set_index("better")
+    assert list(table.index) == list(table.columns) == ["agdppo_eag", "agdppo_none"]
+    assert str(table.loc["agdppo_eag", "agdppo_none"]) == "1.00 [1.00, 1.00]"
+    assert str(table.loc["agdppo_none", "agdppo_eag"]) == "0.00 [0.00, 0.00]"
+    assert table.loc["agdppo_none", "agdppo_none"] == ""
+    assert "against each other" in report.markdown(both, {})
+
+
 def test_only_seeds_that_are_finished_on_all_tasks_count(results: report.Results, tmp_path: Path) -> None:
     (tmp_path / "small" / "ppo-Hopper-v5-4.json").unlink()
     part = report.Results(results.suite, tmp_path / "small")

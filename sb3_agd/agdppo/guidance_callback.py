@@ -233,7 +233,7 @@ class GuidanceCallback(BaseCallback):
             # The last training was interrupted, perhaps in the midst of a step that nobody took note of
             env = self.training_env
             drain(env)
-            self.model._last_obs = env.reset()
+            self.model._last_obs = env.reset()  # type: ignore[assignment]
             self.model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         self._is_training = True
         if np.all(self.model._last_episode_starts):
