@@ -279,3 +279,25 @@ def test_particles_are_drawn_with_the_tilted_probabilities() -> None:
     drawn = chosen % 3
     shares = drawn.bincount(minlength=3) / len(drawn)
     th.testing.assert_close(shares, (0.7 * th.tensor([0.0, 1.0, 2.0])).softmax(0), atol=5 * 0.5 / len(drawn) ** 0.5, rtol=0)
+
+
+def test_guidance_raises_ppos_gradient_of_the_noise_and_leaves_that_of_the_mean_action() -> None:
+    """
+    A Gaussian policy, and an advantage that is linear in the action: ``slope`` per standard deviation. Segments that are
+    weighted by ``exp(scale * advantage)`` have their noise around ``scale * slope``.
+    """
+    slope, scale, n_particles = 0.5, 1.0, 64
+    generator = th.Generator().manual_seed(0)
+    noise = th.randn(20_000 * n_particles, generator=generator)
+    chosen = select_particles(slope * noise, n_particles, scale, generator)
+
+    def policy_gradients(noise: th.Tensor) -> list[float]:
+        """
+        :param noise: Noise of the actions in an epoch of PPO
+        :return: Gradients of the mean action, in standard deviations, and of the logarithm of the standard deviation
+        """
+        advantages = slope * (noise - noise.mean())
+        return [(noise * advantages).mean().item(), ((noise**2 - 1) * advantages).mean().item()]
+
+    assert policy_gradients(noise) == pytest.approx([slope, 0.0], abs=0.01)
+    assert policy_gradients(noise[chosen]) == pytest.approx([slope, 2 * scale * slope**2], abs=0.05)
