@@ -34,6 +34,6 @@ def plot_curves(
     axes.set_ylabel(value_label)
     axes.set_title(title)
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=4)
     figure.savefig(file, dpi=120)
     plt.close(figure)
