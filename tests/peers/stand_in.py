@@ -37,7 +37,7 @@ EARLY: dict[str, Any] = {"synthetic_ratio": 1.0, "horizon": 4, "world_model_warm
 # It is quick enough for hundreds of tests, except where they judge what was learned: a small one knows nothing of the rewards
 # there when these tests end
 SMALL: dict[str, Any] = {
-    "world_model_gradient_steps": 5,
+    "world_model_gradient_steps": 10,
     "world_model_batch_size": 32,
     "world_model_kwargs": {"width": 32, "depth": 1},
 }
