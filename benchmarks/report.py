@@ -217,9 +217,11 @@ def comparison_table(results: Results) -> pd.DataFrame:
     :return: Variants of AGDPPO against each other at the end of training: the probability that a run of the row's is better
         than one of the column's on the same task. Empty unless there are two with a seed that is finished on all tasks
     """
-    variants = [name for name in results.variants if results.suite.variants[name].algorithm == "agdppo"]
-    finals = {name: results.matrix(name)[..., -1] for name in variants}
-    finals = {name: scores for name, scores in finals.items() if len(scores)}
+    finals = {
+        name: scores[..., -1]
+        for name in results.variants
+        if results.suite.variants[name].algorithm == "agdppo" and len(scores := results.matrix(name))
+    }
     if len(finals) < 2:
         return pd.DataFrame()
     return pd.DataFrame(
