@@ -39,7 +39,7 @@ setup(
         "mujoco": ["gymnasium[mujoco]"],
         "zoo": zoo,
         "wandb": ["wandb", "tensorboard"],
-        "benchmarks": ["gymnasium[mujoco]", "sb3_contrib>=2.9,<3.0", "matplotlib", "pandas", "rliable", "seaborn"],
+        "benchmarks": ["gymnasium[mujoco]", "sb3_contrib>=2.9,<3.0", "matplotlib", "pandas", "rliable", "scipy", "seaborn"],
         "cluster": ["ray"],
         "docs": docs,
         "tests": [

@@ -15,7 +15,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -30,6 +30,8 @@ from benchmarks.suite import RESULTS
 from sb3_agd import AGDPPO
 from sb3_agd.agdppo.trajectory_store import ARRAYS, TrajectoryStore, WindowSource
 from sb3_agd.world_model.guides import SigmoidAdvantageGuide
+
+Algorithm = TypeVar("Algorithm", bound=PPO)
 
 ENV_ID = "HalfCheetah-v5"
 REPETITIONS = 7
@@ -81,7 +83,7 @@ def median_seconds(tasks: dict[str, Callable[[], Any]], repetitions: int, device
     return {name: float(np.median(values)) for name, values in seconds.items()}
 
 
-def make_agent(algorithm: type[PPO], device: th.device, **changes: Any) -> PPO:
+def make_agent(algorithm: type[Algorithm], device: th.device, **changes: Any) -> Algorithm:
     """
     :param algorithm: AGDPPO or PPO
     :param device: Device
@@ -224,17 +226,26 @@ def main() -> None:
     n_segments = SEGMENTS[device.type]
 
     agent, baseline = make_agent(AGDPPO, device), make_agent(PPO, device)
-    paper = make_agent(AGDPPO, device, **PAPER, world_model_gradient_steps=1)
-    assert isinstance(agent, AGDPPO) and isinstance(paper, AGDPPO)
-    for learner in (agent, baseline, paper):
+    # The settings for the task have larger policy networks than SB3's default
+    default = make_agent(AGDPPO, device, policy_kwargs=None)
+    paper, default_paper = (
+        make_agent(AGDPPO, device, **PAPER, **changes, world_model_gradient_steps=1)
+        for changes in ({}, {"policy_kwargs": None})
+    )
+    for learner in (agent, baseline, default, paper, default_paper):
         learner.learn(WARMUP_STEPS)
     size = agent.imagination.observation_codec.size, agent.imagination.action_codec.size
     stores = {n: filled_store(n, *size) for n in STORE_SIZES}
 
     matrix = th.randn(MATMUL_SIZE, MATMUL_SIZE, device=device)
+    imaginers = {
+        "imagine": (agent, n_segments),
+        "imagine_default": (default, n_segments),
+        "imagine_paper": (paper, PAPER_SEGMENTS),
+        "imagine_default_paper": (default_paper, PAPER_SEGMENTS),
+    }
     tasks = {
-        "imagine": imagination_task(agent, n_segments),
-        "imagine_paper": imagination_task(paper, PAPER_SEGMENTS),
+        **{name: imagination_task(imaginer, n) for name, (imaginer, n) in imaginers.items()},
         "matmul": lambda: matrix @ matrix,
         **{f"fit_{n}": fit_task(agent, store) for n, store in stores.items()},
     }
@@ -243,16 +254,17 @@ def main() -> None:
 
     matmul_rate = 2 * MATMUL_SIZE**3 / seconds["matmul"]
     small, large = (seconds[f"fit_{n}"] / UPDATES for n in STORE_SIZES)
-    transitions = n_segments * agent.horizon
-    paper_rate = PAPER_SEGMENTS * paper.horizon / seconds["imagine_paper"]
+    rates = {name: n * imaginer.horizon * imaginer.n_particles / seconds[name] for name, (imaginer, n) in imaginers.items()}
     store = stores[max(STORE_SIZES)]
     n_rows = store.position.max() + 1
     stored_bytes = sum(getattr(store, name)[:, :n_rows].nbytes for name in ARRAYS) / len(store)
     figures: dict[str, Any] = {
-        "imagined transitions per second": transitions * agent.n_particles / seconds["imagine"],
-        "of these kept": transitions / seconds["imagine"],
-        "imagined transitions per second, paper": paper_rate,
-        "ratio to the paper": transitions * agent.n_particles / seconds["imagine"] / paper_rate,
+        "imagined transitions per second": rates["imagine"],
+        "of these kept": rates["imagine"] / agent.n_particles,
+        "imagined transitions per second, paper": rates["imagine_paper"],
+        "ratio to the paper": rates["imagine"] / rates["imagine_paper"],
+        "imagined transitions per second, SB3's default networks": rates["imagine_default"],
+        "ratio to the paper, SB3's default networks": rates["imagine_default"] / rates["imagine_default_paper"],
         "world-model updates per second": 1 / small,
         "share of the matmul limit, world-model update": flops(tasks[f"fit_{min(STORE_SIZES)}"])
         / UPDATES
