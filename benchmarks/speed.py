@@ -263,6 +263,7 @@ def main() -> None:
         "of these kept": rates["imagine"] / agent.n_particles,
         "imagined transitions per second, paper": rates["imagine_paper"],
         "ratio to the paper": rates["imagine"] / rates["imagine_paper"],
+        "ratio to the paper of those kept": rates["imagine"] / agent.n_particles / rates["imagine_paper"],
         "imagined transitions per second, SB3's default networks": rates["imagine_default"],
         "ratio to the paper, SB3's default networks": rates["imagine_default"] / rates["imagine_default_paper"],
         "world-model updates per second": 1 / small,

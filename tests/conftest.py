@@ -39,6 +39,9 @@ def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
     learn, fit = OnPolicyAlgorithm.learn, DiffusionWorldModel.fit
 
     def short_learn(self: OnPolicyAlgorithm, total_timesteps: int, *args: Any, **kwargs: Any) -> OnPolicyAlgorithm:
+        # What was frozen for an evaluation must not stay so
+        normalization = self.get_vec_normalize_env()
+        assert normalization is None or normalization.training
         return learn(self, min(total_timesteps, 1024), *args, **kwargs)
 
     def short_fit(self: DiffusionWorldModel, source: Any, gradient_steps: int, *args: Any, **kwargs: Any) -> dict[str, float]:

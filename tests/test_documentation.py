@@ -105,7 +105,7 @@ def test_commands_are_valid(page: Path, monkeypatch: pytest.MonkeyPatch) -> None
 AGDPPO = "n_steps:32 batch_size:32 n_epochs:1 synthetic_ratio:1 horizon:2 world_model_warmup:0 world_model_gradient_steps:2"
 TRAIN = "-n 64 --eval-freq 32 --eval-episodes 1 --verbose 0 --device cpu"
 SESSION = [
-    ("train --algo agdppo --env HalfCheetah-v5 -f logs --eval-freq", f"{TRAIN} --save-freq 32 -params {AGDPPO}"),
+    ("train --algo agdppo --env HalfCheetah-v5 -n 100000", f"{TRAIN} --save-freq 32 -params {AGDPPO}"),
     ("train --algo agdppo --env HalfCheetah-v5 -f logs -i", f"{TRAIN} -params {AGDPPO}"),
     ("enjoy", "-n 50 --no-render"),
     # A plot needs two runs of each algorithm

@@ -368,7 +368,8 @@ class GuidanceCallback(BaseCallback):
         self.logger.record("agd/real_advantage_mean", float(buffer.advantages.mean()))
         if buffer.imagined is not None and buffer.n_imagined > 0:
             self.logger.record("agd/imagined_advantage_mean", buffer.imagined.advantages.mean().item())
-        self.logger.record("agd/guidance_norm", imagination.world_model.guidance_norm)
+        if self.n_particles == 1:
+            self.logger.record("agd/guidance_norm", imagination.world_model.guidance_norm)
         self.logger.record("agd/critic_trust", imagination.state.critic_trust)
         for name, seconds in self._seconds.items():
             self.logger.record(f"agd/{name}_time_share", seconds / duration)
