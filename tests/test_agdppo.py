@@ -762,7 +762,7 @@ def test_a_model_loaded_without_transitions_imagines_but_does_not_fit_on_a_handf
 
 def test_every_real_transition_enters_the_statistics() -> None:
     model = AGDPPO("MlpPolicy", ToyEnv(episode_length=1, terminates=True), **SMALL).learn(96)
-    assert model.world_model.observation_normalizer.count == 96
+    assert model.world_model.action_normalizer.count == 96
     assert model.world_model.n_terminations == 96
 
 
@@ -773,7 +773,7 @@ def test_steps_of_a_stopped_rollout_enter_the_statistics_and_join_the_next_one()
     model.learn(64, callback=lambda local_variables, _: model.num_timesteps < 10)
     model.learn(64, reset_num_timesteps=False)
     store = model.replay_buffer
-    assert model.world_model.observation_normalizer.count == len(store) == 10 + 64
+    assert model.world_model.action_normalizer.count == len(store) == 10 + 64
     streams, rows = store.recent_starts(len(store))
     changes = store.observations[streams, rows + 1] - store.observations[streams, rows]
     assert np.allclose(changes, 0.01, atol=1e-5)
@@ -788,8 +788,19 @@ def test_transitions_loaded_into_a_new_model_enter_its_statistics_once(tmp_path:
     for other in (new, old):
         other.load_replay_buffer(tmp_path / "transitions")
         other.learn(32)
-        assert other.world_model.observation_normalizer.count == 96 + 32
+        assert other.world_model.action_normalizer.count == 96 + 32
         assert other.world_model.n_terminations == 32 + 10
+
+
+def test_start_states_are_part_of_the_observed_range() -> None:
+    """In tasks of one step, only they hold what matters."""
+    space = spaces.Box(-1, 1, (3,))
+    env = ToyEnv(space, episode_length=1, terminates=True, observe=lambda step: space.sample() if step == 0 else np.zeros(3))
+    model = AGDPPO("MlpPolicy", env, **SMALL).learn(64)
+    store, normalizer = model.replay_buffer, model.world_model.observation_normalizer
+    starts = store.observations[store.recent_starts(len(store) * 2)]
+    assert len(starts) == 64 and normalizer.count == 2 * 64
+    assert np.array_equal(normalizer.low, starts.min(0)) and np.array_equal(normalizer.high, starts.max(0))
 
 
 @pytest.mark.parametrize("synthetic_ratio", [0, 1.0, lambda progress_remaining: progress_remaining])

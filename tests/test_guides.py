@@ -154,8 +154,27 @@ def test_objectives_are_the_logarithms_of_the_weights_of_the_paper() -> None:
     sigmoid = SigmoidAdvantageGuide().objective(segments, critic)
     reward = RewardGuide().objective(segments, critic)
     assert th.allclose(exponential.exp(), advantages.sum(1).exp())
-    assert th.allclose(sigmoid.exp(), th.where(segments.mask, advantages.sigmoid(), 1.0).prod(1))
+    # Behind an end, advantages are 0
+    assert th.allclose(sigmoid.exp(), advantages.sigmoid().prod(1))
     assert th.allclose(reward, (0.5 * segments.rewards * segments.mask).sum(1) / 1.7)
+
+
+@each_advantage_guide
+def test_an_end_as_good_as_what_was_expected_does_not_count(guide: Guide) -> None:
+    """Neither do steps that are missing behind it: otherwise segments would be chosen for being short."""
+    value = linear_values(th.zeros(3, dtype=th.float64)).item()
+    rewards = th.full((2, HORIZON), (1 - GAMMA) * value, dtype=th.float64)
+    terminations = th.zeros(2, HORIZON, dtype=th.bool)
+    rewards[1, 1], terminations[1, 1] = value, True
+    segments = Segments(
+        observations=th.zeros(2, HORIZON + 1, 3, dtype=th.float64),
+        actions=th.zeros(2, HORIZON, 2, dtype=th.float64),
+        rewards=rewards,
+        terminations=terminations,
+        mask=mask_after_termination(terminations),
+    )
+    whole, short = guide.objective(segments, Critic(linear_values, lambda rewards: rewards, GAMMA)).tolist()
+    assert short == pytest.approx(whole)
 
 
 @each_value_function

@@ -274,10 +274,14 @@ class Imagination:
 
         :param buffer: The algorithm's rollout buffer, not yet flattened
         """
-        rollout = self.store.windows(*self.store.starts_since(self._observed), horizon=1)
+        starts = self.store.starts_since(self._observed)
+        rollout, begins = self.store.windows(*starts, horizon=1), th.from_numpy(self.store.begins_episode(*starts))
         self._observed = self.store.position.copy()
         self.world_model.observe(
-            rollout.observations[:, 1], rollout.actions[:, 0], rollout.rewards[:, 0], rollout.terminations[:, 0]
+            th.cat([rollout.observations[begins, 0], rollout.observations[:, 1]]),
+            rollout.actions[:, 0],
+            rollout.rewards[:, 0],
+            rollout.terminations[:, 0],
         )
         state = self.state
         variance = explained_variance(buffer.values.flatten(), buffer.returns.flatten())

@@ -160,6 +160,14 @@ class TrajectoryStore:
         kept = self.is_transition[streams, rows] & (serials >= position[:, None])
         return streams[kept], rows[kept]
 
+    def begins_episode(self, streams: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """
+        :param streams: Shape (N,)
+        :param rows: Rows of transitions, shape (N,)
+        :return: Whether each of them is the first one of its episode, or of what is held of it, shape (N,)
+        """
+        return ~self.is_transition[streams, (rows - 1) % self.n_rows]
+
     def sample_starts(self, n_starts: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """
         Draw transitions evenly from the whole store, with replacement.

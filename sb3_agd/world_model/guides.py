@@ -80,10 +80,13 @@ class SigmoidAdvantageGuide(Guide):
     """
     Sigmoid Advantage Guidance (SAG): segments are weighted by the product of ``sigmoid(advantage)``. The pull on a
     transition, ``1 - sigmoid(advantage)``, fades once its advantage is high.
+
+    Behind an end the advantage is 0 and counts like that of any other transition: without a factor for each step, short
+    segments would have the greater weight.
     """
 
     def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
-        return (F.logsigmoid(critic.advantages(segments)) * segments.mask).sum(1)
+        return F.logsigmoid(critic.advantages(segments)).sum(1)
 
 
 class RewardGuide(Guide):

@@ -141,7 +141,8 @@ class DiffusionWorldModel(nn.Module):
         """
         Take new real transitions into the running statistics.
 
-        :param observations: Next states, shape (N, observation_dim)
+        :param observations: All states that they visit, shape (M, observation_dim): one more than there are transitions in
+            each episode
         :param actions: Shape (N, action_dim)
         :param rewards: Shape (N,)
         :param terminations: Shape (N,)
@@ -164,8 +165,7 @@ class DiffusionWorldModel(nn.Module):
     def _inputs(self, observations: th.Tensor) -> th.Tensor:
         """
         :param observations: In raw units, any that the networks are to start from
-        :return: Standardised, within the range of the next states that were observed: an episode may begin where none of
-            these ever were
+        :return: Standardised, within the observed range: users may imagine from anywhere
         """
         return self.observation_normalizer.clamp(self.observation_normalizer(observations))
 
