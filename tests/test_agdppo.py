@@ -11,10 +11,12 @@ from environments import SMALL, ToyEnv
 from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO, SAC
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 from torch import nn
 
 import sb3_agd
@@ -424,6 +426,25 @@ def test_imagine_refuses_bad_observations() -> None:
             model.imagine(observations)
 
 
+@pytest.mark.parametrize("observation", [[3, 0], [0, -1], [0, 7], [1.7, 0.2]])
+def test_imagine_refuses_what_is_not_in_a_discrete_space(observation: list[float]) -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(spaces.MultiDiscrete([3, 3])), **SMALL)
+    with pytest.raises(ValueError, match=r"`observations` must be of MultiDiscrete\(\[3 3\]\)"):
+        model.imagine(np.array([observation]))
+
+
+def test_guidance_that_would_do_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="`n_denoising_steps` must be at least 2 with `n_particles=1`"):
+        AGDPPO("MlpPolicy", "Pendulum-v1", n_particles=1, n_denoising_steps=1)
+    AGDPPO("MlpPolicy", "Pendulum-v1", n_particles=1, n_denoising_steps=1, guidance="none")
+
+
+def test_the_callback_is_refused_where_it_does_not_see_each_step() -> None:
+    model = A2C("MlpPolicy", ToyEnv(), n_steps=32, rollout_buffer_class=AugmentedRolloutBuffer)
+    with pytest.raises(ValueError, match="GuidanceCallback must see each step: within EveryNTimesteps"):
+        model.learn(64, EveryNTimesteps(32, GuidanceCallback()))
+
+
 # Bad data
 
 
@@ -557,6 +578,105 @@ def test_the_bound_on_values_looks_beyond_time_limits_and_not_beyond_termination
     low, high = model.imagination.state.value_range
     assert low - 1e-6 <= value <= high + 1e-6
     assert high <= 1.25 * value
+
+
+@pytest.mark.parametrize("gamma, value", [(0.999, 1000.0), (1.0, 8_000.0)])
+def test_the_bound_on_values_looks_far_enough_back_whatever_the_rollouts(gamma: float, value: float) -> None:
+    """Otherwise short rollouts of many environments show only a part of what an episode goes on to earn."""
+    model = AGDPPO("MlpPolicy", DummyVecEnv([ToyEnv] * 4), **SMALL | {"n_steps": 4, "gamma": gamma})
+    never, zeros = np.zeros(4, dtype=bool), np.zeros((4, 3), dtype=np.float32)
+    for _ in range(8_000):
+        model.replay_buffer.add(zeros, zeros[:, :2], np.ones(4, dtype=np.float32), zeros, never, never)
+    _, high = model.imagination._return_range()
+    assert value <= high <= 1.25 * value
+
+
+class AddedOutside(VecEnvWrapper):
+    """Adds to what VecNormalize puts out."""
+
+    def reset(self) -> np.ndarray:
+        return self.venv.reset() + 5
+
+    def step_wait(self) -> Any:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations + 5, rewards + 100, dones, infos
+
+
+def test_what_a_wrapper_around_vec_normalize_puts_out_is_what_counts() -> None:
+    env = AddedOutside(VecNormalize(DummyVecEnv([ToyEnv])))
+    model = AGDPPO("MlpPolicy", env, gamma=0.5, **SMALL).learn(64)
+    buffer = model.rollout_buffer
+    assert buffer.returns.min() > 100
+    assert buffer.imagined is not None
+    assert buffer.imagined.observations.mean().item() == pytest.approx(buffer.observations.mean(), abs=1)
+    low, high = model.imagination.state.value_range
+    assert low < buffer.returns.min() and buffer.returns.max() < high
+
+
+def test_rewards_that_a_callback_adds_to_reach_the_policy_as_they_are() -> None:
+    class Bonus(BaseCallback):
+        def _on_step(self) -> bool:
+            self.locals["rewards"] += 0.25
+            return True
+
+    model = AGDPPO("MlpPolicy", ToyEnv(episode_length=10, terminates=True), gamma=0.5, **SMALL).learn(64, Bonus())
+    assert np.all(model.rollout_buffer.rewards == 1.25)
+
+
+def test_an_environment_that_hides_the_last_state_of_an_episode_is_named() -> None:
+    class Hiding(VecEnvWrapper):
+        def reset(self) -> np.ndarray:
+            return self.venv.reset()
+
+        def step_wait(self) -> Any:
+            observations, rewards, dones, infos = self.venv.step_wait()
+            return observations, rewards, dones, [{} for _ in infos]
+
+    env = Hiding(DummyVecEnv([lambda: ToyEnv(episode_length=50), lambda: ToyEnv(episode_length=10)]))
+    with pytest.raises(ValueError, match=r"Environment 1 .*ended at step 20.*terminal_observation"):
+        AGDPPO("MlpPolicy", env, **SMALL).learn(64)
+
+
+class SquashedPolicy(ActorCriticPolicy):
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.action_dist = SquashedDiagGaussianDistribution(self.action_space.shape[0])
+
+
+def test_squashed_actions_are_imagined_within_the_box() -> None:
+    model = AGDPPO(SquashedPolicy, ToyEnv(action_space=spaces.Box(-1, 1, (6,))), **SMALL).learn(64)
+    buffer = model.rollout_buffer
+    assert buffer.n_imagined == 64 and buffer.imagined is not None
+    assert buffer.imagined.actions.abs().max() < 1
+
+
+def test_an_action_distribution_that_cannot_be_imagined_is_refused_at_construction_by_name() -> None:
+    class Laplace:
+        """None of SB3's."""
+
+    class LaplacePolicy(ActorCriticPolicy):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.action_dist = Laplace()
+
+    with pytest.raises(ValueError, match=r"distribution Laplace of LaplacePolicy .* DiagGaussianDistribution"):
+        AGDPPO(LaplacePolicy, ToyEnv(), **SMALL)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Box(-1, 1, (3,)), spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)]
+)
+def test_guides_ask_the_policy_itself_for_values(space: spaces.Space) -> None:
+    class Scaled(ActorCriticPolicy):
+        def predict_values(self, obs: Any) -> th.Tensor:
+            return 100 * super().predict_values(obs)
+
+    model = AGDPPO(Scaled, ToyEnv(space), **SMALL)
+    observations = np.stack([space.sample() for _ in range(4)])
+    with th.no_grad():
+        expected = model.policy.predict_values(model.policy.obs_to_tensor(observations)[0]).flatten()
+        vectors = th.as_tensor(model.imagination.observation_codec.encode(observations))
+        assert th.allclose(model.imagination.agent.values(vectors), expected)
 
 
 def test_particles_raise_the_objective_and_stay_on_the_model() -> None:
@@ -699,7 +819,7 @@ def test_schedules_are_followed() -> None:
         | {
             "synthetic_ratio": lambda progress: 4 * progress,
             "guidance_scale": lambda progress: progress,
-            "world_model_learning_rate": lambda progress: 1e-3 * (progress + 0.1),
+            "world_model_learning_rate": lambda progress: 1e-3 * progress,
         },
     )
     scales, counts = [], []
@@ -717,7 +837,12 @@ def test_schedules_are_followed() -> None:
     assert scales == [0.75, 0.5, 0.25]
     assert counts == [3 * 32, 2 * 32, 32]
     assert model.rollout_buffer.n_imagined == 0
-    assert model.world_model.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.35)
+    assert model.world_model.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.25)
+
+
+def test_the_learning_rate_of_the_world_model_may_fall_to_zero() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"world_model_learning_rate": lambda progress: 1e-3 * progress})
+    assert model.learn(64).world_model.optimizer.param_groups[0]["lr"] == 0
 
 
 def test_a_ratio_of_less_than_one_row_is_plain_ppo() -> None:
@@ -766,14 +891,15 @@ def test_every_real_transition_enters_the_statistics() -> None:
     assert model.world_model.n_terminations == 96
 
 
-def test_steps_of_a_stopped_rollout_enter_the_statistics_and_join_the_next_one() -> None:
-    """SB3 forgets the observation of the step at which a callback stops the training."""
+@pytest.mark.parametrize("stop", [10, 32 + 1, 50 + 1])
+def test_steps_of_a_stopped_rollout_enter_the_statistics_and_join_the_next_one(stop: int) -> None:
+    """SB3 forgets the observation of the step at which a callback stops the training, the first of an episode as well."""
     env = ToyEnv(observe=lambda step: np.full(3, step / 100, dtype=np.float32), episode_length=50)
     model = AGDPPO("MlpPolicy", env, **SMALL)
-    model.learn(64, callback=lambda local_variables, _: model.num_timesteps < 10)
+    model.learn(64, callback=lambda local_variables, _: model.num_timesteps < stop)
     model.learn(64, reset_num_timesteps=False)
     store = model.replay_buffer
-    assert model.world_model.action_normalizer.count == len(store) == 10 + 64
+    assert model.world_model.action_normalizer.count == len(store) == stop + 64
     streams, rows = store.recent_starts(len(store))
     changes = store.observations[streams, rows + 1] - store.observations[streams, rows]
     assert np.allclose(changes, 0.01, atol=1e-5)

@@ -140,9 +140,10 @@ def test_agdppo_shares_the_policy_settings_of_ppo(name: str) -> None:
 
 
 def test_ratio_and_scale_may_fall_linearly() -> None:
-    settings = {"synthetic_ratio": "lin_16", "guidance_scale": "lin_1.5e-1", "learning_rate": "lin_3e-4", "gamma": 0.9}
+    initials = {"synthetic_ratio": 16, "guidance_scale": 0.15, "world_model_learning_rate": 3e-3, "learning_rate": 3e-4}
+    settings = {name: f"lin_{initial}" for name, initial in initials.items()} | {"gamma": 0.9}
     settings = AGDExperimentManager._preprocess_schedules(settings)
-    for name, initial in (("synthetic_ratio", 16), ("guidance_scale", 0.15), ("learning_rate", 3e-4)):
+    for name, initial in initials.items():
         assert [settings[name](progress) for progress in (1.0, 0.5, 0.0)] == [initial, initial / 2, 0]
     AGDPPO("MlpPolicy", "CartPole-v1", **settings)
     assert AGDExperimentManager._preprocess_schedules({"synthetic_ratio": 8}) == {"synthetic_ratio": 8}

@@ -226,7 +226,8 @@ class AGDPPO(PPO):
 
     def _make_guidance_callback(self) -> GuidanceCallback:
         """
-        :return: A callback with the present values of all settings
+        :return: A callback with the present values of all settings. Those of the world model itself count where one is
+            built
         :raises ValueError: If a setting is invalid
         """
         return GuidanceCallback(
@@ -364,7 +365,10 @@ class AGDPPO(PPO):
             raise ValueError("`observations` must be finite, there is NaN or infinity in them")
         guide = make_guide(self.guidance if guidance is None else guidance)
         scale = make_schedule("guidance_scale", self.guidance_scale if guidance_scale is None else guidance_scale)
-        starts = th.as_tensor(codec.encode(observations), device=self.device)
+        try:
+            starts = th.as_tensor(codec.encode(observations), device=self.device)
+        except ValueError as error:
+            raise ValueError(f"`observations` must be of {self.observation_space}. {error}") from None
         generator = self.imagination.generator(seed)
         progress_remaining = max(0.0, self._current_progress_remaining)
         segments, _ = self.imagination.imagine(starts, guide, scale(progress_remaining), self.n_particles, generator)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
@@ -61,12 +61,12 @@ def make_schedule(name: str, value: float | Schedule, positive: bool = False) ->
     """
     :param name: Name of an argument
     :param value: A number, or a function of the remaining progress (from 1 to 0)
-    :param positive: Whether zero is invalid
+    :param positive: Whether zero is invalid at the start
     :return: The schedule, which checks each of its values
     :raises ValueError: If the value is not a finite number, or is negative
     """
 
-    def check(number: Any) -> float:
+    def check(number: Any, positive: bool = False) -> float:
         valid = isinstance(number, (int, float, np.number)) and np.isfinite(number) and number >= 0
         if not valid or (positive and number == 0):
             expected = "a positive number" if positive else "a number of at least 0"
@@ -74,9 +74,9 @@ def make_schedule(name: str, value: float | Schedule, positive: bool = False) ->
         return float(number)
 
     if not callable(value):
-        check(value)
+        check(value, positive)
     schedule = FloatSchedule(value)
-    check(schedule(1.0))
+    check(schedule(1.0), positive)
     return lambda progress_remaining: check(schedule(progress_remaining))
 
 
@@ -170,6 +170,10 @@ class GuidanceCallback(BaseCallback):
         }
         # The world model checks its own arguments: let it do so now rather than in the midst of training
         check_arguments(self.world_model_kwargs)
+        if self.guide is not None and n_particles == 1 and n_denoising_steps == 1:
+            raise ValueError(
+                "`n_denoising_steps` must be at least 2 with `n_particles=1`: the guide moves states at each step but the last"
+            )
         # A window and the state after it must fit into the ring
         check_integer("world_model_buffer_size", world_model_buffer_size, horizon + 2)
         self.progress_bar = progress_bar
@@ -211,6 +215,11 @@ class GuidanceCallback(BaseCallback):
         return self.imagination
 
     def _init_callback(self) -> None:
+        if isinstance(self.parent, EventCallback):
+            raise ValueError(
+                f"GuidanceCallback must see each step: within {type(self.parent).__name__} it does not. Pass it to `learn` "
+                "directly or in a list"
+            )
         if not isinstance(self.model, OnPolicyAlgorithm) or not isinstance(self.model.rollout_buffer, AugmentedRolloutBuffer):
             raise ValueError(
                 f"GuidanceCallback needs an on-policy algorithm with `rollout_buffer_class=AugmentedRolloutBuffer`, "
@@ -236,8 +245,8 @@ class GuidanceCallback(BaseCallback):
             self.model._last_obs = env.reset()  # type: ignore[assignment]
             self.model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         self._is_training = True
-        if np.all(self.model._last_episode_starts):
-            # `learn` has just reset the environments, unless all episodes are over anyway
+        if np.all(self.model._last_episode_starts) and not self.imagination.has_seen(self.model._last_obs):
+            # `learn` has just reset the environments
             self.imagination.begin_episodes()
 
     def _on_training_end(self) -> None:

@@ -12,9 +12,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor, VecNormalize, VecVideoRecorder
 
-from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy, Normalization, normalization_statistics
+from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy, Normalization, check_distribution, normalization_statistics
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.spaces import SpaceCodec, make_codec
 from sb3_agd.agdppo.trajectory_store import TrajectoryStore, WindowSource
@@ -27,10 +27,16 @@ RECENT_TRANSITIONS = 20_000
 # of a minimum of transitions
 RECENT_ROLLOUTS = 20
 MIN_RETURN_TRANSITIONS = 2_000
+# ... and at least by so many times 1 / (1 - gamma) steps of each environment, or of so many steps: before that, returns are
+# only a part of what goes on
+RETURN_HORIZONS = 5
+MAX_RETURN_STEPS = 10_000
 # The range of real returns, widened by this share of its width, bounds the values of imagined rows
 VALUE_MARGIN = 0.25
 # Windows of the newest rollout that the world model is tested on before it sees them
 HELD_OUT_WINDOWS = 256
+# Wrappers that hand on observations and rewards as they are
+PASSING_WRAPPERS = (VecMonitor, VecCheckNan, VecVideoRecorder)
 # Weight of the newest rollout in the running deviation of the advantage
 ADVANTAGE_STD_RATE = 0.1
 
@@ -89,6 +95,7 @@ class Imagination:
     ):
         self.observation_codec = make_codec(model.observation_space, "observation")
         self.action_codec = make_codec(model.action_space, "action")
+        check_distribution(model.policy)
         self.model = model
         self.state = state or ImaginationState(np.random.default_rng(model.seed))
         self.world_model = DiffusionWorldModel(
@@ -100,6 +107,8 @@ class Imagination:
         self.store = TrajectoryStore(capacity, model.n_envs, self.observation_codec.size, self.action_codec.size)
         # Observation vectors that the environments are in; unknown (empty) before training and after a reset
         self.current_observations = np.empty(0)
+        # SB3's observations before and after the last step
+        self._seen_observations: tuple[Any, ...] = ()
         # Statistics of VecNormalize, each with a copy from before the newest rollout or reset
         self._statistics: list[tuple[RunningMeanStd, RunningMeanStd]] = []
         # Where the newest rollout begins in the store, and up to where it is part of the running statistics
@@ -107,6 +116,8 @@ class Imagination:
         self._observed = self.store.position.copy()
         # Rewards of the newest rollout in the critic's units, before SB3 adds values to them
         self._rollout_rewards: list[np.ndarray] = []
+        # Whether a time limit cut off the episodes at each of its steps
+        self._rollout_cut_off: list[np.ndarray] = []
 
     def move_to(self, model: OnPolicyAlgorithm) -> None:
         """
@@ -129,6 +140,14 @@ class Imagination:
         """Take note that all environments were reset from outside."""
         self.store.end_episodes()
         self.current_observations = np.empty(0)
+
+    def has_seen(self, observations: Any) -> bool:
+        """
+        :param observations: SB3's last observations
+        :return: Whether they are the very object that SB3 had before or after the last recorded step, so that nothing was
+            reset since. Those before it remain if a callback stopped the training
+        """
+        return any(observations is seen for seen in self._seen_observations)
 
     def transitions_loaded(self) -> None:
         """Take note that the transitions in the store were replaced. A world model without statistics learns them all."""
@@ -178,11 +197,11 @@ class Imagination:
     @property
     def _vec_normalize(self) -> VecNormalize | None:
         """The normalising wrapper, if what it puts out is what the policy sees."""
-        env = self.model.get_vec_normalize_env()
-        if env is not None and env.observation_space.shape != self.model.observation_space.shape:
-            # Another wrapper (frame stacking, say) comes after it: what that one puts out counts as raw
-            return None
-        return env
+        env = self.model.env
+        while isinstance(env, PASSING_WRAPPERS):
+            env = env.venv
+        # Where another wrapper (frame stacking, say) comes after it, what that one puts out counts as raw
+        return env if isinstance(env, VecNormalize) else None
 
     @property
     def _n_recent(self) -> int:
@@ -210,7 +229,7 @@ class Imagination:
             self.current_observations = self._checked(self.observation_codec.encode(observations), "observation")
         self.keep_statistics()
         self._rollout_start = self.store.position.copy()
-        self._rollout_rewards = []
+        self._rollout_rewards, self._rollout_cut_off = [], []
 
     def record(self, local_variables: dict[str, Any]) -> None:
         """
@@ -231,7 +250,12 @@ class Imagination:
         terminations = np.array(dones, dtype=bool)
         for index in np.flatnonzero(dones):
             info = infos[index]
-            terminal_observation = info["terminal_observation"]
+            terminal_observation = info.get("terminal_observation")
+            if terminal_observation is None:
+                raise ValueError(
+                    f"Environment {index} does not say in which state its episode ended at step {self.model.num_timesteps}: "
+                    'its `info` holds no "terminal_observation", as those of SB3\'s DummyVecEnv and SubprocVecEnv do'
+                )
             if env is not None:
                 terminal_observation = env.unnormalize_obs(terminal_observation)
             reached[index] = self.observation_codec.encode(terminal_observation)[0]
@@ -245,7 +269,9 @@ class Imagination:
             np.asarray(dones, dtype=bool),
         )
         self.current_observations = following
+        self._seen_observations = (self.model._last_obs, local_variables["new_obs"])
         self._rollout_rewards.append(local_variables["rewards"].astype(np.float32))
+        self._rollout_cut_off.append(dones & ~terminations)
 
     def _checked(self, values: np.ndarray, what: str) -> np.ndarray:
         """
@@ -305,8 +331,10 @@ class Imagination:
         :return: Lowest and highest credible value, in the critic's units
         """
         agent, gamma = self.agent, self.model.gamma
+        n_steps = min(MAX_RETURN_STEPS, math.ceil(RETURN_HORIZONS / max(1 - gamma, 1e-9)))
+        n_transitions = max(self._n_recent, MIN_RETURN_TRANSITIONS, n_steps * self.model.n_envs)
         returns = []
-        for raw_rewards, cut_off in self.store.recent_episodes(max(self._n_recent, MIN_RETURN_TRANSITIONS)):
+        for raw_rewards, cut_off in self.store.recent_episodes(n_transitions):
             rewards = agent.rewards(th.from_numpy(raw_rewards)).numpy()
             future = float(rewards.mean()) / (1 - gamma) if cut_off and gamma < 1 else 0.0
             returns.append(discounted_returns(rewards, gamma, future))
@@ -328,8 +356,8 @@ class Imagination:
         # SB3 has added the discounted value of the last state to the reward of each episode that a time limit cut off
         rewards = np.stack(self._rollout_rewards)
         added = buffer.rewards - rewards
-        bounded = np.where(added == 0, 0, np.clip(added, buffer.gamma * low, buffer.gamma * high))
-        np.copyto(buffer.rewards, rewards + bounded, where=bounded != added)
+        bounded = np.clip(added, buffer.gamma * low, buffer.gamma * high)
+        np.copyto(buffer.rewards, rewards + bounded, where=np.stack(self._rollout_cut_off) & (bounded != added))
         values = buffer.values
         buffer.values = np.clip(values, low, high)
         buffer.compute_returns_and_advantage(last_values.clamp(low, high), dones)

@@ -13,9 +13,11 @@ from stable_baselines3.common.distributions import (
     DiagGaussianDistribution,
     Distribution,
     MultiCategoricalDistribution,
+    SquashedDiagGaussianDistribution,
     StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
@@ -24,6 +26,14 @@ from sb3_agd.agdppo.spaces import SpaceCodec
 
 # Keeps the logarithms of uniform noise finite
 TINY = 1e-20
+# Those that actions can be drawn from with given noise
+DISTRIBUTIONS = (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
+)
 # Attributes of VecNormalize with what it learns
 STATISTICS = ("obs_rms", "ret_rms")
 
@@ -67,6 +77,19 @@ def normalization_statistics(model: OnPolicyAlgorithm) -> dict[str, RunningMeanS
     env = model.get_vec_normalize_env()
     attributes = {} if env is None else vars(env)
     return {name: attributes[name] for name in STATISTICS if isinstance(attributes.get(name), RunningMeanStd)}
+
+
+def check_distribution(policy: ActorCriticPolicy) -> None:
+    """
+    :param policy: A policy
+    :raises ValueError: If imagination cannot draw actions from its distribution
+    """
+    if not isinstance(policy.action_dist, DISTRIBUTIONS):
+        known = ", ".join(distribution.__name__ for distribution in DISTRIBUTIONS)
+        raise ValueError(
+            f"The action distribution {type(policy.action_dist).__name__} of {type(policy).__name__} is not supported: it "
+            f"must be one of {known}, or a subclass"
+        )
 
 
 class Agent:
@@ -133,13 +156,15 @@ class Agent:
 
     def values(self, vectors: th.Tensor) -> th.Tensor:
         """
-        The critic on observation vectors, differentiable for every space: vectors of discrete observations may lie
-        between one-hot codes.
+        The critic on observation vectors, differentiable for every space: where a gradient is asked for, vectors of
+        discrete observations may lie between one-hot codes.
 
         :param vectors: In raw units, shape (N, size)
         :return: Values, shape (N,)
         """
         policy = self.model.policy
+        if not th.is_grad_enabled():
+            return policy.predict_values(self.policy_observations(vectors)).flatten()
         if isinstance(self.model.observation_space, spaces.Box):
             return policy.predict_values(self._normalize(vectors)).flatten()
         features = policy.vf_features_extractor(vectors)
@@ -199,7 +224,8 @@ class FixedNoisePolicy:
             return actions if distribution.bijector is None else distribution.bijector.forward(actions)
         noise = self.noise[:, steps].flatten(0, 1)
         if isinstance(distribution, DiagGaussianDistribution):
-            return distribution.distribution.mean + distribution.distribution.stddev * noise
+            actions = distribution.distribution.mean + distribution.distribution.stddev * noise
+            return th.tanh(actions) if isinstance(distribution, SquashedDiagGaussianDistribution) else actions
         if isinstance(distribution, BernoulliDistribution):
             return (distribution.distribution.logits + noise > 0).float()
         if isinstance(distribution, CategoricalDistribution):

@@ -32,6 +32,7 @@ class SpaceCodec(ABC):
         """
         :param values: N elements of the space, in any shape that holds them
         :return: Vectors, float32, shape (N, size)
+        :raises ValueError: If a value is not in a discrete space
         """
 
     @abstractmethod
@@ -81,7 +82,10 @@ class OneHotCodec(SpaceCodec):
         self.offsets = np.cumsum([0, *sizes[:-1]])
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        indices = np.asarray(values).reshape(-1, len(self.sizes)).astype(np.int64)
+        values = np.asarray(values).reshape(-1, len(self.sizes))
+        indices = values.astype(np.int64)
+        if np.any((indices != values) | (indices < 0) | (indices >= self.sizes)):
+            raise ValueError(f"Discrete values must be integers from 0 to below {self.sizes}, not {values.tolist()}")
         vectors = np.zeros((len(indices), self.size), dtype=np.float32)
         np.put_along_axis(vectors, indices + self.offsets, 1.0, axis=1)
         return vectors

@@ -79,7 +79,7 @@ def main() -> None:
     if command == "train":
         # Like Ctrl-C, which ends training with saving the agent
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        if "agdppo" in sys.argv and "--num-threads" not in sys.argv:
+        if {"agdppo", "--algo=agdppo"} & set(sys.argv) and "--num-threads" not in sys.argv:
             # Several threads only slow down networks of this size
             sys.argv += ["--num-threads", "1"]
     try:

@@ -25,7 +25,7 @@ PACKAGE = Path(__file__).parent.parent
 HYPERPARAMS = next(folder for folder in (PACKAGE / "hyperparams", PACKAGE.parent / "hyperparams") if folder.is_dir())
 
 # Arguments of AGDPPO that may be schedules, besides those that the zoo knows
-SCHEDULES = ("guidance_scale", "synthetic_ratio")
+SCHEDULES = ("guidance_scale", "synthetic_ratio", "world_model_learning_rate")
 LINEAR_SCHEDULE = re.compile(r"lin_(?P<initial>[0-9.e+-]+)")
 # As SB3's callback names its files
 CHECKPOINT_NAME = re.compile(r"(?P<prefix>.+)_(?P<steps>\d+)_steps\.zip")

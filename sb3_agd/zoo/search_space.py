@@ -45,7 +45,7 @@ def sample_agdppo_params(trial: optuna.Trial, n_actions: int, n_envs: int, addit
             "horizon": trial.suggest_categorical("horizon", [1, 2, 4, 8, 16]),
             "synthetic_ratio": trial.suggest_categorical("synthetic_ratio", [1, 2, 4, 8, 16]),
             "real_data_ratio": trial.suggest_categorical("real_data_ratio", [0.0, 0.1, 0.2, 0.4]),
-            "n_denoising_steps": trial.suggest_int("n_denoising_steps", 1, 4),
+            "n_denoising_steps": trial.suggest_int("n_denoising_steps", 2, 4),
             "world_model_gradient_steps": trial.suggest_categorical("world_model_gradient_steps", [25, 50, 100, 200]),
             "world_model_learning_rate": trial.suggest_float("world_model_learning_rate", 3e-4, 1e-2, log=True),
         }
