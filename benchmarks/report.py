@@ -5,6 +5,7 @@ Report a suite of benchmarks from its files of results alone: tables in Markdown
 """
 
 import argparse
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -203,7 +204,7 @@ def task_table(results: Results, task: str) -> pd.DataFrame:
                 if variant == BASELINE
                 else improvement(final.score.to_numpy()[:, None], final_baseline.score.to_numpy()[:, None])
             )
-            curve = evaluations.groupby("timesteps")[["return_mean", "wall_seconds"]].mean()
+            curve = evaluations.groupby("timesteps").agg({"return_mean": "mean", "wall_seconds": "median"})
             target = final_baseline.return_mean.mean()
             for what, positions in (("steps", curve.index.to_numpy()), ("seconds", curve.wall_seconds.to_numpy())):
                 row[f"{what} to {BASELINE}'s last mean"] = first_at_least(curve.return_mean.to_numpy(), target, positions)
@@ -327,11 +328,12 @@ def markdown(results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]])
     :return: The report
     """
     suite = results.suite
-    n_runs, n_finished = len(suite.runs()), sum(map(len, results.records.values()))
-    unfinished = "; the others are not finished" if n_finished < n_runs else ""
+    n_finished = sum(map(len, results.records.values()))
+    missing = Counter(run.name for run in suite.runs()) - Counter({name: len(runs) for name, runs in results.records.items()})
+    unfinished = "; not finished: " + ", ".join(f"{n} of {name}" for name, n in missing.items()) if missing else ""
     lines = [
         f"# {suite.name}",
-        f"Written by `python -m benchmarks.report {suite.name}` from {n_finished} of {n_runs} runs of "
+        f"Written by `python -m benchmarks.report {suite.name}` from {n_finished} of {len(suite.runs())} runs of "
         f"`python -m benchmarks.run {suite.name}`{unfinished}. Every {suite.eval_freq:,} steps, "
         f"{suite.eval_episodes} episodes with the deterministic policy.",
         "## All tasks",

@@ -335,7 +335,8 @@ def test_only_seeds_that_are_finished_on_all_tasks_count(results: report.Results
     assert part.matrix("ppo").shape == (1, 2, 2)
     # One seed has no spread
     assert str(report.aggregate_table(part, {"ppo": report.iqm_curve(part.matrix("ppo"))})["IQM at 200"][0]) == "0.43"
-    assert "7 of 8 runs" in report.markdown(part, {"ppo": report.iqm_curve(part.matrix("ppo"))})
+    text = report.markdown(part, {"ppo": report.iqm_curve(part.matrix("ppo"))})
+    assert "7 of 8 runs" in text and "not finished: 1 of ppo" in text
 
 
 def test_report_without_results_says_how_to_make_them(
