@@ -61,7 +61,8 @@ class Guide(ABC):
     @abstractmethod
     def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
         """
-        :param segments: Clean estimates in raw units; gradients flow through ``observations`` and ``rewards``
+        :param segments: Clean estimates in raw units; gradients flow through ``observations`` and ``rewards``. Some end
+            early (``mask``): steps that they lack must neither count for nor against them
         :param critic: The agent's critic
         :return: What to raise, one scalar per segment, shape (B,)
         """
