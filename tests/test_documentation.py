@@ -43,6 +43,14 @@ def commands(page: Path) -> list[list[str]]:
     return [words[1:] if re.fullmatch(r"[A-Z_]+=.*", words[0]) else words for words in lines if words]
 
 
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"], ids=lambda page: page.stem
+)
+def test_lines_of_prose_fit_on_a_screen(page: Path) -> None:
+    prose = BLOCK.sub("", page.read_text()).splitlines()
+    assert [line for line in prose if len(line) > 140 and not line.lstrip().startswith(("|", "!["))] == []
+
+
 @each_page
 @pytest.mark.usefixtures("short_training")
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
