@@ -614,6 +614,47 @@ def test_terminations_are_imagined_where_the_real_rule_ends_the_episode() -> Non
     assert terminated[~over].float().mean() < 0.02
 
 
+class FewFalls:
+    """
+    Transitions of 17 dimensions, one in 44 terminal by the first one.
+
+    :param n_transitions: Number of transitions
+    :param seed: Seed
+    """
+
+    def __init__(self, n_transitions: int, seed: int):
+        self.generator = seeded(seed)
+        self.states = th.randn(n_transitions, 2, 17, generator=self.generator)
+        self.terminations = self.states[:, 1:, 0] > 2
+        self.terminal = self.terminations.flatten().nonzero().flatten()
+        self.termination_rate = len(self.terminal) / n_transitions
+
+    def _segments(self, rows: th.Tensor) -> Segments[th.Tensor]:
+        zeros, always = th.zeros(len(rows), 1), th.ones(len(rows), 1, dtype=th.bool)
+        return Segments(self.states[rows], zeros[..., None], zeros, self.terminations[rows], always)
+
+    def segments(self, n_segments: int) -> Segments[th.Tensor]:
+        return self._segments(th.randint(len(self.states), (n_segments,), generator=self.generator))
+
+    def terminal_transitions(self, n_transitions: int) -> Segments[th.Tensor]:
+        drawn = th.randint(len(self.terminal), (n_transitions,), generator=self.generator)
+        return self._segments(self.terminal[drawn])
+
+
+def test_few_terminal_transitions_are_not_learned_by_heart() -> None:
+    """Cross-entropy on new transitions: worse than that of the mere rate if they are."""
+    known, new = FewFalls(2_000, seed=0), FewFalls(20_000, seed=1)
+    model = DiffusionWorldModel(17, 1, horizon=1, width=16, depth=1, seed=0)
+    actions = th.zeros(len(known.states), 1)
+    model.observe(known.states[:, 1], actions, actions.flatten(), known.terminations.flatten())
+    model.fit(known, 1_000, 128, generator=seeded())
+    probabilities = model._termination_probabilities(new.states, th.zeros(len(new.states), 1, 1))
+    targets = new.terminations.float()
+    mere_rate = th.full_like(targets, targets.mean().item())
+    cross_entropy = nn.functional.binary_cross_entropy
+    assert cross_entropy(probabilities, targets) < 0.8 * cross_entropy(mere_rate, targets)
+
+
 def test_prediction_error_compares_the_rates_of_termination() -> None:
     model = well_fitted(Recording(beyond_limit), 500)
     errors = model.prediction_error(Recording(beyond_limit, seed=5).segments(5000), seeded(6))

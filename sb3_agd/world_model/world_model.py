@@ -27,6 +27,8 @@ MAX_GRAD_NORM = 1.0
 EMA_WARMUP = 10
 # Additional terminal transitions per segment in each update
 TERMINAL_SHARE = 0.25
+# Of the termination classifier: it is shown the same few terminal transitions again and again, and would learn them by heart
+TERMINATION_WEIGHT_DECAY = 1.0
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
@@ -75,7 +77,7 @@ class DiffusionWorldModel(nn.Module):
         subclass of ``nn.Module`` of your own with the constructor and ``forward`` of :class:`ResidualMLPDenoiser`
     :param width: Units of each hidden layer of the denoiser
     :param depth: Number of hidden layers (recurrent) or residual blocks (mlp)
-    :param learning_rate: Learning rate of Adam
+    :param learning_rate: Learning rate of AdamW, whose weight decay is that of the termination classifier alone
     :param ema_decay: Decay per update of the running mean of the weights, which imagination uses
     :param termination_fn: The true rule of termination, in place of the classifier, where it is known. It gets numpy
         arrays ``(observations, actions, next_observations)`` with one row per transition and returns one boolean per
@@ -130,7 +132,13 @@ class DiffusionWorldModel(nn.Module):
                 }
             )
         self.ema_networks = copy.deepcopy(self.networks).requires_grad_(False)
-        self.optimizer = th.optim.Adam(self.networks.parameters(), lr=learning_rate, fused=True)
+        decayed = [parameter for parameter in self.networks["termination"].parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in self.networks.parameters() if all(parameter is not other for other in decayed)]
+        self.optimizer = th.optim.AdamW(
+            [{"params": others, "weight_decay": 0.0}, {"params": decayed, "weight_decay": TERMINATION_WEIGHT_DECAY}],
+            lr=learning_rate,
+            fused=True,
+        )
 
     @property
     def device(self) -> th.device:
