@@ -235,7 +235,7 @@ def imagine(
     policy = task.policy(len(candidates), HORIZON, generator)
     if guide is None or n_particles == 1:
         return model.imagine(candidates, policy, guide, critic, scale, generator)
-    segments = model.imagine(candidates, policy, generator=generator)
+    segments = model.imagine(candidates, policy, generator=generator, n_particles=n_particles)
     chosen = select_particles(guide.objective(segments, critic), n_particles, scale, generator)
     return segments.map(lambda array: array[chosen])
 

@@ -450,6 +450,22 @@ def test_recurrent_denoiser_asks_for_each_action_at_the_state_that_it_acts_on(n_
 
 
 @each_sampler
+@each_network
+def test_particles_differ_by_their_actions_alone(sampler: str, network: str) -> None:
+    model = fitted(Recording(by_chance), sampler=sampler, network=network)
+    start = th.randn(50, OBSERVATION_DIM, generator=seeded()).repeat_interleave(4, dim=0)
+    actions = th.randn(50, HORIZON, ACTION_DIM, generator=seeded(2)).repeat_interleave(4, dim=0)
+    actions[0] += 1.0
+    imagined = model.imagine(start, lambda _, steps: actions[:, steps], generator=seeded(1), n_particles=4)
+    assert imagined.terminations.any()
+    for field in dataclasses.fields(imagined):
+        groups = getattr(imagined, field.name).unflatten(0, (50, 4))
+        assert th.equal(groups[1:], groups[1:, :1].expand_as(groups[1:]))
+    assert not th.equal(imagined.observations[0], imagined.observations[1])
+    assert th.equal(imagined.observations[1], imagined.observations[2])
+
+
+@each_sampler
 def test_recurrent_denoiser_last_asks_the_policy_at_the_very_states_that_are_returned(sampler: str) -> None:
     asked: dict[int, th.Tensor] = {}
     n_calls = 0

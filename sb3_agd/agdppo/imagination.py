@@ -416,9 +416,10 @@ class Imagination:
         critic = self.critic
         selector = guide if n_particles > 1 and guidance_scale > 0 else None
         mover = guide if selector is None else None
-        candidates = starts if selector is None else starts.repeat_interleave(n_particles, dim=0)
+        n_candidates = 1 if selector is None else n_particles
+        candidates = starts.repeat_interleave(n_candidates, dim=0)
         policy = FixedNoisePolicy(agent, len(candidates), world_model.horizon, generator)
-        segments = world_model.imagine(candidates, policy, mover, critic, guidance_scale, generator)
+        segments = world_model.imagine(candidates, policy, mover, critic, guidance_scale, generator, n_candidates)
         actions = policy.actions
         if selector is not None:
             with th.no_grad():

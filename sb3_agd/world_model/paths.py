@@ -101,6 +101,7 @@ def sample(
     n_steps: int,
     generator: th.Generator | None = None,
     guide: Guidance | None = None,
+    n_particles: int = 1,
 ) -> th.Tensor:
     """
     Turn noise into data by ``n_steps`` equal steps of the path's reverse process.
@@ -111,6 +112,7 @@ def sample(
     :param n_steps: Number of calls of the denoiser
     :param generator: Source of the fresh noise of stochastic steps
     :param guide: Moves the clean estimate at every step except the last, which only the denoiser may decide
+    :param n_particles: So many consecutive samples share their fresh noise
     :return: Samples, same shape as the noise
     """
     times = th.linspace(1, 0, n_steps + 1, dtype=th.float64)
@@ -126,6 +128,7 @@ def sample(
         direction = (x - alpha_t.item() * clean) / sigma_t.item()
         x = alpha_s.item() * clean + (sigma_s**2 - variance).clamp(min=0).sqrt().item() * direction
         if variance > 0:
-            fresh = th.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            x = x + variance.sqrt().item() * fresh
+            shape = (len(x) // n_particles, *x.shape[1:])
+            fresh = th.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+            x = x + variance.sqrt().item() * fresh.repeat_interleave(n_particles, dim=0)
     return x

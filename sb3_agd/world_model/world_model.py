@@ -282,6 +282,7 @@ class DiffusionWorldModel(nn.Module):
         critic: Critic | None = None,
         guidance_scale: float = 0.0,
         generator: th.Generator | None = None,
+        n_particles: int = 1,
     ) -> Segments[th.Tensor]:
         """
         Imagine one segment from each start state in one pass of reverse diffusion.
@@ -296,6 +297,8 @@ class DiffusionWorldModel(nn.Module):
         :param critic: The critic that the guide consults
         :param guidance_scale: Strength of the guidance
         :param generator: Source of all noise
+        :param n_particles: So many consecutive start states are the same one, and their segments share the noise of the
+            world: they differ by their actions alone, so that one can be chosen for these and not for its luck
         :return: Segments in raw units
         :raises ValueError: If the scale is negative or not finite, or a guide has no critic to consult
         """
@@ -347,16 +350,18 @@ class DiffusionWorldModel(nn.Module):
             states = self._raw_states(observations, guided)
             return guided
 
-        guided = guide is not None and guidance_scale > 0
-        shape = (len(observations), self.horizon, self.observation_dim + 1)
-        noise = th.randn(shape, generator=generator, device=observations.device)
-        clean = sample(self.path, denoise, noise, self.n_denoising_steps, generator, guidance if guided else None)
+        def draw(distribution: Callable[..., th.Tensor], *shape: int) -> th.Tensor:
+            shape = (len(observations) // n_particles, *shape)
+            return distribution(shape, generator=generator, device=observations.device).repeat_interleave(n_particles, dim=0)
+
+        move = guidance if guide is not None and guidance_scale > 0 else None
+        noise = draw(th.randn, self.horizon, self.observation_dim + 1)
+        clean = sample(self.path, denoise, noise, self.n_denoising_steps, generator, move, n_particles)
         states = self._raw_states(observations, clean)
         # The last walk along the segment led to these very states, and asked the policy there
         actions = taken if asks_policy else policy(states[:, :-1], whole)
         probabilities = self._termination_probabilities(states, actions)
-        draws = th.rand(probabilities.shape, generator=generator, device=observations.device)
-        terminations = draws < probabilities
+        terminations = draw(th.rand, self.horizon) < probabilities
         self.guidance_norm = th.stack(guidance_lengths).mean().item() if guidance_lengths else 0.0
         return Segments(
             observations=states,
