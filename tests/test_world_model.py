@@ -449,6 +449,11 @@ def test_recurrent_denoiser_asks_for_each_action_at_the_state_that_it_acts_on(n_
     th.testing.assert_close(again.observations, imagined.observations, atol=0.02 * imagined.observations.std().item(), rtol=0)
 
 
+def test_a_number_of_particles_that_does_not_divide_the_start_states_is_refused() -> None:
+    with pytest.raises(ValueError, match="`n_particles` 4 must divide the number of start states, 6"):
+        make_model().imagine(th.zeros(6, OBSERVATION_DIM), linear_policy, n_particles=4)
+
+
 @each_sampler
 @each_network
 def test_particles_differ_by_their_actions_alone(sampler: str, network: str) -> None:

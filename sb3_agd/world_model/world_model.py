@@ -300,12 +300,15 @@ class DiffusionWorldModel(nn.Module):
         :param n_particles: So many consecutive start states are the same one, and their segments share the noise of the
             world: they differ by their actions alone, so that one can be chosen for these and not for its luck
         :return: Segments in raw units
-        :raises ValueError: If the scale is negative or not finite, or a guide has no critic to consult
+        :raises ValueError: If the scale is negative or not finite, a guide has no critic to consult, or the number of start
+            states is no multiple of that of particles
         """
         if not 0 <= guidance_scale < math.inf:
             raise ValueError(f"`guidance_scale` must be a finite number of at least 0, not {guidance_scale!r}")
         if guide is not None and critic is None:
             raise ValueError("`critic` must be given with a `guide`")
+        if n_particles < 1 or len(observations) % n_particles > 0:
+            raise ValueError(f"`n_particles` {n_particles} must divide the number of start states, {len(observations)}")
         start = self._inputs(observations)
         states = observations[:, None].expand(-1, self.horizon + 1, -1)
         whole = slice(0, self.horizon)
