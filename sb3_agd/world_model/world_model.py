@@ -132,10 +132,12 @@ class DiffusionWorldModel(nn.Module):
                 }
             )
         self.ema_networks = copy.deepcopy(self.networks).requires_grad_(False)
-        decayed = [parameter for parameter in self.networks["termination"].parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in self.networks.parameters() if all(parameter is not other for other in decayed)]
+        classifier = list(self.networks["termination"].parameters())
+        weights = [parameter for parameter in classifier if parameter.ndim > 1]
+        biases = [parameter for parameter in classifier if parameter.ndim <= 1]
+        undecayed = [*self.networks["denoiser"].parameters(), *biases]
         self.optimizer = th.optim.AdamW(
-            [{"params": others, "weight_decay": 0.0}, {"params": decayed, "weight_decay": TERMINATION_WEIGHT_DECAY}],
+            [{"params": undecayed, "weight_decay": 0.0}, {"params": weights, "weight_decay": TERMINATION_WEIGHT_DECAY}],
             lr=learning_rate,
             fused=True,
         )
