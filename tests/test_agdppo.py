@@ -965,6 +965,7 @@ def test_logs_its_figures(n_particles: int) -> None:
         "critic_trust",
         "imagined_termination_rate",
         "real_termination_rate",
+        "advantage_correlation",
         "fit_time_share",
         "imagine_time_share",
         # Several particles are chosen from, not moved
@@ -974,6 +975,16 @@ def test_logs_its_figures(n_particles: int) -> None:
     assert expected == {key.removeprefix("agd/") for key in last if key.startswith("agd/")}
     assert all(np.isfinite(last[f"agd/{key}"]) for key in expected)
     assert 0 < last["agd/fit_time_share"] + last["agd/imagine_time_share"] < 1
+
+
+def test_advantages_correlate_if_and_only_if_what_is_imagined_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    imagination = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"n_steps": 128}).learn(128).imagination
+    windows = imagination.store.windows(*imagination.store.starts_since(np.zeros(1, dtype=int)), imagination.world_model.horizon)
+    monkeypatch.setattr(imagination.store, "windows", lambda *_: windows)
+    shuffled = np.random.default_rng(0).permutation(len(windows))
+    for imagined, lowest, highest in ((windows, 0.999, 1.001), (windows.map(lambda array: array[shuffled]), -0.3, 0.3)):
+        monkeypatch.setattr(imagination.world_model, "predict", lambda *_, imagined=imagined: imagined)
+        assert lowest < imagination.test()["advantage_correlation"].item() < highest
 
 
 def test_the_setting_of_the_paper_works() -> None:

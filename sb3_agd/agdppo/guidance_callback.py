@@ -304,6 +304,7 @@ class GuidanceCallback(BaseCallback):
             "held_out_error": errors["states"][-1],
             "imagined_termination_rate": errors["imagined_terminations"],
             "real_termination_rate": errors["real_terminations"],
+            "advantage_correlation": errors["advantage_correlation"],
         }
         for name, figure in figures.items():
             # Undefined if no episode was long enough

@@ -13,6 +13,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor, VecNormalize, VecVideoRecorder
+from torch.nn import functional as F
 
 from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy, Normalization, check_distribution, normalization_statistics
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
@@ -369,12 +370,20 @@ class Imagination:
         """
         Test the world model on windows of the newest rollout, which it was not trained on yet.
 
-        :return: See :meth:`DiffusionWorldModel.prediction_error`
+        :return: What :meth:`DiffusionWorldModel.compare` returns, and ``advantage_correlation``: that of the one-step
+            advantages along imagined and real segments with the same actions, by the present critic; 0 where they are
+            constant
         """
         streams, rows = self.store.starts_since(self._rollout_start)
         chosen = self.state.rng.integers(len(rows), size=min(HELD_OUT_WINDOWS, len(rows)))
         windows = self.store.windows(streams[chosen], rows[chosen], self.world_model.horizon)
-        return self.world_model.prediction_error(windows, self.generator())
+        windows = windows.map(lambda array: array.to(self.model.device))
+        imagined = self.world_model.predict(windows.observations[:, 0], windows.actions, self.generator())
+        kept = windows.mask & imagined.mask
+        with th.no_grad():
+            advantages = [self.critic.advantages(segments)[kept] for segments in (imagined, windows)]
+        correlation = F.cosine_similarity(*(values - values.mean() for values in advantages), dim=0)
+        return {**self.world_model.compare(imagined, windows), "advantage_correlation": correlation}
 
     def fit(
         self,

@@ -460,28 +460,21 @@ class DiffusionWorldModel(nn.Module):
 
         :param segments: Real segments in raw units
         :param generator: Source of the noise
-        :return: What :meth:`compare` returns, and ``imagined_terminations`` and ``real_terminations``: rates per
-            transition, scalars. NaN where the segments hold nothing to compare
+        :return: See :meth:`compare`
         """
         segments = self._on_device(segments)
-        imagined = self.predict(segments.observations[:, 0], segments.actions, generator)
-        # Segments cut off by anything else than a termination say nothing about how long they would have gone on
-        whole = segments.mask.all(1) | segments.terminations.any(1)
-        return {
-            **self.compare(imagined, segments),
-            "imagined_terminations": imagined.terminations[whole][imagined.mask[whole]].float().mean(),
-            "real_terminations": segments.terminations[whole][segments.mask[whole]].float().mean(),
-        }
+        return self.compare(self.predict(segments.observations[:, 0], segments.actions, generator), segments)
 
     def compare(self, imagined: Segments[th.Tensor], real: Segments[th.Tensor]) -> dict[str, th.Tensor]:
         """
-        Errors of imagined segments after each step, in standard deviations of the data.
+        Errors of imagined segments after each step, in standard deviations of the data, and how often episodes end.
 
         :param imagined: Segments in raw units
         :param real: What really happens after the same actions from the same start states; its mask counts
         :return: Root mean squared errors, each of shape (H,): ``states``, ``nothing_changes`` (of the start state kept),
-            ``rewards``, ``mean_reward`` (of the mean reward of the data in place of an imagined one). NaN where
-            nothing is left to compare
+            ``rewards``, ``mean_reward`` (of the mean reward of the data in place of an imagined one); and
+            ``imagined_terminations`` and ``real_terminations``, rates per transition, scalars. NaN where nothing is left to
+            compare
         """
         states, _, happened = self._standardise(real)
         _, _, predicted = self._standardise(imagined)
@@ -490,9 +483,13 @@ class DiffusionWorldModel(nn.Module):
             per_step = (difference.square().mean(-1) * real.mask).sum(0) / real.mask.sum(0)
             return per_step.sqrt()
 
+        # Segments cut off by anything else than a termination say nothing about how long they would have gone on
+        whole = real.mask.all(1) | real.terminations.any(1)
         return {
             "states": rms((predicted - happened)[..., :-1]),
             "nothing_changes": rms(states[:, :1] - states[:, 1:]),
             "rewards": rms((predicted - happened)[..., -1:]),
             "mean_reward": rms(happened[..., -1:]),
+            "imagined_terminations": imagined.terminations[whole][imagined.mask[whole]].float().mean(),
+            "real_terminations": real.terminations[whole][real.mask[whole]].float().mean(),
         }
