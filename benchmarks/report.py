@@ -191,10 +191,11 @@ def task_table(results: Results, task: str) -> pd.DataFrame:
         if evaluations.empty:
             continue
         final = evaluations[evaluations.timesteps == evaluations.timesteps.max()]
+        spread = f" ± {final.return_mean.std():.3g}" if len(final) > 1 else ""
         row = {
             "variant": variant,
             "seeds": len(final),
-            f"return at {last:,}": f"{final.return_mean.mean():.5g} ± {final.return_mean.std(ddof=0):.3g}",
+            f"return at {last:,}": f"{final.return_mean.mean():.5g}{spread}",
             "seconds": f"{final.wall_seconds.median():.0f}",
         }
         if not baseline.empty:

@@ -14,9 +14,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -58,6 +58,10 @@ class Outcome:
     commit: str
     machine: dict[str, Any]
     versions: dict[str, str]
+
+
+# Runs with their outcomes; whoever closes it ends what still runs
+Outcomes = Generator[tuple[Run, Outcome], None, None]
 
 
 def processor() -> str:
@@ -158,7 +162,7 @@ def attempt(result: Callable[[], Any]) -> Outcome:
         return Outcome(None, f"{type(error).__name__}: {error}", 0.0, commit(), {}, {})
 
 
-def run_locally(runs: list[Run], jobs: int) -> Iterator[tuple[Run, Outcome]]:
+def run_locally(runs: list[Run], jobs: int) -> Outcomes:
     """
     :param runs: What to run, in this order
     :param jobs: Number of runs at a time
@@ -175,7 +179,7 @@ def run_locally(runs: list[Run], jobs: int) -> Iterator[tuple[Run, Outcome]]:
                 end(process)
 
 
-def run_on_cluster(runs: list[Run], address: str | None) -> Iterator[tuple[Run, Outcome]]:
+def run_on_cluster(runs: list[Run], address: str | None) -> Outcomes:
     """
     Run on a Ray cluster, one CPU per run. Its machines need this repository and its environment at the same place.
 
@@ -213,8 +217,7 @@ def save(run: Run, outcome: Outcome, results: Path) -> str:
         "algorithm": run.variant.algorithm,
         "task": run.task,
         "seed": run.seed,
-        "hyperparameters": run.hyperparameters,
-        "eval_episodes": run.suite.eval_episodes,
+        **run.conditions,
         "commit": outcome.commit,
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
         "seconds": outcome.seconds,
@@ -261,7 +264,8 @@ def main() -> None:
     else:
         outcomes = run_locally(missing, arguments.jobs)
     failed = []
-    with tqdm(total=len(missing), unit="run", smoothing=0) as bar:
+    # Closed at once, also if a result cannot be written: whatever still runs would run for nothing
+    with closing(outcomes), tqdm(total=len(missing), unit="run", smoothing=0) as bar:
         for run, outcome in outcomes:
             try:
                 bar.write(f"{run}: {outcome.seconds:.0f} s, {save(run, outcome, results)}")

@@ -74,22 +74,24 @@ class Run:
         # Classes among the defaults have no other form in JSON than their names
         return json.loads(json.dumps(relevant, default=str))
 
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What results depend on besides the seed and the code: recorded with them, and compared with the present ones."""
+        length = {name: getattr(self.suite, name) for name in ("steps", "eval_freq", "eval_episodes")}
+        return {"hyperparameters": self.hyperparameters, **length}
+
     def saved(self, results: Path) -> dict[str, Any] | None:
         """
         :param results: Folder of the suite's results
-        :return: The record of this run, ``None`` if it is not finished or was made with other settings, or before the
-            algorithm had all of its present ones
+        :return: The record of this run, ``None`` if it is not finished or was made with other settings or another
+            length, or before the algorithm had all of its present settings
         """
         record, evaluations = results / f"{self}.json", results / f"{self}.csv"
         if not record.is_file() or not evaluations.is_file():
             return None
         content = json.loads(record.read_text())
-        same = (
-            content["hyperparameters"] == self.hyperparameters
-            and content["eval_episodes"] == self.suite.eval_episodes
-            and is_complete(pd.read_csv(evaluations), self.suite)
-        )
-        return content if same else None
+        same = all(content.get(name) == value for name, value in self.conditions.items())
+        return content if same and is_complete(pd.read_csv(evaluations), self.suite) else None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What AGDPPO adds to PPO."""
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from sb3_agd import (
     RewardGuide,
     SigmoidAdvantageGuide,
 )
+from sb3_agd.agdppo.imagination import Imagination
 from sb3_agd.agdppo.policy import FixedNoisePolicy
 from sb3_agd.world_model import Critic, Segments
 
@@ -433,6 +435,13 @@ def test_imagine_refuses_what_is_not_in_a_discrete_space(observation: list[float
         model.imagine(np.array([observation]))
 
 
+def test_a_device_without_double_precision_is_refused() -> None:
+    model = PPO("MlpPolicy", "Pendulum-v1", device="cpu")
+    model.device = th.device("mps")
+    with pytest.raises(ValueError, match='MPS does not have: give `device="cpu"`'):
+        Imagination(model, 100, {})
+
+
 def test_guidance_that_would_do_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="`n_denoising_steps` must be at least 2 with `n_particles=1`"):
         AGDPPO("MlpPolicy", "Pendulum-v1", n_particles=1, n_denoising_steps=1)
@@ -584,11 +593,30 @@ def test_the_bound_on_values_looks_beyond_time_limits_and_not_beyond_termination
 def test_the_bound_on_values_looks_far_enough_back_whatever_the_rollouts(gamma: float, value: float) -> None:
     """Otherwise short rollouts of many environments show only a part of what an episode goes on to earn."""
     model = AGDPPO("MlpPolicy", DummyVecEnv([ToyEnv] * 4), **SMALL | {"n_steps": 4, "gamma": gamma})
-    never, zeros = np.zeros(4, dtype=bool), np.zeros((4, 3), dtype=np.float32)
-    for _ in range(8_000):
-        model.replay_buffer.add(zeros, zeros[:, :2], np.ones(4, dtype=np.float32), zeros, never, never)
+    zeros = np.zeros((4, 3), dtype=np.float32)
+    for step in range(8_000):
+        # One episode ends, so that the others may end as well
+        ends = np.array([step == 4_000, False, False, False])
+        model.replay_buffer.add(zeros, zeros[:, :2], np.ones(4, dtype=np.float32), zeros, ends, ends)
     _, high = model.imagination._return_range()
     assert value <= high <= 1.25 * value
+
+
+def test_the_bound_on_values_holds_for_episodes_that_have_not_ended_yet() -> None:
+    model = AGDPPO("MlpPolicy", DummyVecEnv([partial(ToyEnv, episode_length=1000)] * 2), **SMALL).learn(64)
+    assert model.imagination.state.value_range[1] == pytest.approx(100)
+
+
+def test_a_model_loaded_without_its_transitions_keeps_its_bound_on_values(tmp_path: Path) -> None:
+    AGDPPO("MlpPolicy", ToyEnv(episode_length=40, terminates=True), **SMALL).learn(64).save(tmp_path / "model")
+    for load_transitions in (False, True):
+        model = AGDPPO.load(tmp_path / "model", ToyEnv(episode_length=2, terminates=True))
+        before = model.imagination.state.value_range
+        if load_transitions:
+            model.save_replay_buffer(tmp_path / "none")
+            model.load_replay_buffer(tmp_path / "none")
+        model.learn(32, reset_num_timesteps=False)
+        assert (model.imagination.state.value_range[1] < before[1]) == load_transitions
 
 
 class AddedOutside(VecEnvWrapper):
@@ -979,7 +1007,9 @@ def test_logs_its_figures(n_particles: int) -> None:
 
 def test_advantages_correlate_if_and_only_if_what_is_imagined_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     imagination = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"n_steps": 128}).learn(128).imagination
-    windows = imagination.store.windows(*imagination.store.starts_since(np.zeros(1, dtype=int)), imagination.world_model.horizon)
+    windows = imagination.store.windows(
+        *imagination.store.starts_since(np.zeros(1, dtype=int)), imagination.world_model.horizon
+    )
     monkeypatch.setattr(imagination.store, "windows", lambda *_: windows)
     shuffled = np.random.default_rng(0).permutation(len(windows))
     for imagined, lowest, highest in ((windows, 0.999, 1.001), (windows.map(lambda array: array[shuffled]), -0.3, 0.3)):

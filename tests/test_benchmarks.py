@@ -133,6 +133,41 @@ def test_finished_runs_are_skipped(
     assert executed == ["agdppo_eag-HalfCheetah-v5-3", "agdppo_eag-Hopper-v5-3"]
 
 
+@pytest.mark.parametrize(
+    "change", [("steps: 200", "steps: 100"), ("steps: 200\neval_freq: 100", "steps: 400\neval_freq: 200")]
+)
+def test_runs_of_another_length_are_made_again(
+    change: tuple[str, str], suite_file: Path, tmp_path: Path, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(run, monkeypatch, suite_file, "--results", tmp_path)
+    suite_file.write_text(SMALL.replace(*change))
+    assert all(one.saved(tmp_path / "small") is None for one in Suite.load(str(suite_file)).runs())
+
+
+def test_a_result_that_cannot_be_written_ends_the_suite(
+    suite_file: Path, tmp_path: Path, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = run.execute
+
+    def execute_slowly(one: Run) -> Outcome:
+        time.sleep(0.1)
+        return execute(one)
+
+    monkeypatch.setattr(run, "execute", execute_slowly)
+
+    def save(*_: object) -> str:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(run, "save", save)
+    # Like an error that ends the program, this one holds on to everything that was at work
+    with pytest.raises(OSError, match="No space left") as held:
+        call(run, monkeypatch, suite_file, "--results", tmp_path)
+    n_started = len(executed)
+    time.sleep(0.5)
+    assert held.value.__traceback__ is not None
+    assert len(executed) <= n_started + 1 < len(Suite.load(str(suite_file)).runs())
+
+
 def test_record_holds_what_made_the_run(
     suite_file: Path, tmp_path: Path, executed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,6 +370,9 @@ def test_only_seeds_that_are_finished_on_all_tasks_count(results: report.Results
     assert part.matrix("ppo").shape == (1, 2, 2)
     # One seed has no spread
     assert str(report.aggregate_table(part, {"ppo": report.iqm_curve(part.matrix("ppo"))})["IQM at 200"][0]) == "0.43"
+    returns = report.task_table(part, "Hopper-v5").set_index("variant")["return at 200"]
+    assert returns["ppo"] == f"{17 + 0.43 * 2583:.5g}"
+    assert returns["agdppo_eag"] == f"{17 + 0.735 * 2583:.5g} ± {0.01 * 2583 / 2**0.5:.3g}"
     text = report.markdown(part, {"ppo": report.iqm_curve(part.matrix("ppo"))})
     assert "7 of 8 runs" in text and "not finished: 1 of ppo" in text
 

@@ -1,9 +1,11 @@
 """The report on what a model imagines."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+import yaml
 from environments import SMALL, ToyEnv
 from gymnasium import spaces
 from PIL import Image
@@ -21,8 +24,9 @@ from test_zoo_commands import SETTINGS
 
 from sb3_agd import AGDPPO
 from sb3_agd.diagnostics import imagination_report, measurement
+from sb3_agd.diagnostics.command import training_environment
 from sb3_agd.diagnostics.measurement import SAMPLES, Laboratory
-from sb3_agd.diagnostics.report import termination_rates
+from sb3_agd.diagnostics.report import termination_rates, without_nan
 from sb3_agd.diagnostics.video import find_pose
 from sb3_agd.world_model import Segments
 from sb3_agd.world_model.types import mask_after_termination
@@ -143,6 +147,27 @@ def test_bad_input_is_refused_by_name(tmp_path: Path) -> None:
     other = partial(ToyEnv, observation_space=spaces.Box(-1, 1, (5,)))
     with pytest.raises(ValueError, match=r"environment's observation space .*5.* is not the model's"):
         imagination_report(model, other, tmp_path)
+
+
+def test_the_command_makes_the_environment_that_the_agent_was_trained_in(tmp_path: Path) -> None:
+    model = tmp_path / "Hopper-v5_1" / "best_model.zip"
+    assert training_environment(model, "Hopper-v5") == ({}, None)
+    # As RL-Zoo writes them
+    folder = model.parent / "Hopper-v5"
+    folder.mkdir(parents=True)
+    wrappers = [{"gymnasium.wrappers.TimeAwareObservation": {"flatten": True}}]
+    settings = OrderedDict(env_wrapper=wrappers, env_kwargs={"ctrl_cost_weight": 1.0})
+    (folder / "config.yml").write_text(yaml.dump(settings))
+    arguments, wrapper = training_environment(model, "Hopper-v5")
+    assert arguments == {"ctrl_cost_weight": 1.0}
+    (folder / "args.yml").write_text(yaml.dump(OrderedDict(env_kwargs={"forward_reward_weight": 2.0})))
+    arguments, wrapper = training_environment(model, "Hopper-v5")
+    assert arguments == {"forward_reward_weight": 2.0}
+    assert wrapper(gym.make("Hopper-v5")).observation_space.shape == (12,)
+
+
+def test_a_report_without_measurement_is_valid_json() -> None:
+    assert without_nan({"rates": [0.5, math.nan], "env": "Hopper-v5"}) == {"rates": [0.5, None], "env": "Hopper-v5"}
 
 
 def test_terminations_behind_a_termination_do_not_count() -> None:

@@ -14,13 +14,16 @@ import numpy as np
 import optuna
 import pytest
 import rl_zoo3
+import torch as th
 import yaml
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import CheckpointCallback
 
 from sb3_agd import AGDPPO
+from sb3_agd.agdppo import ResumableCheckpointCallback
 from sb3_agd.zoo import register
 from sb3_agd.zoo.cli import COMMANDS
-from sb3_agd.zoo.experiment_manager import HYPERPARAMS, AGDExperimentManager, find_config
+from sb3_agd.zoo.experiment_manager import HYPERPARAMS, AGDExperimentManager, find_config, passed_through_package
 from sb3_agd.zoo.plots import TASKS
 from sb3_agd.zoo.search_space import sample_agdppo_params
 
@@ -36,8 +39,16 @@ SHIPPED = {
 # What the network, the advantages and the policy loss are made of
 # Policy settings that runs of AGDPPO speak for
 MEASURED = {("agdppo", "Hopper-v5", key) for key in ("gamma", "gae_lambda", "policy_kwargs")}
-MEASURED |= {("agdppo", "Walker2d-v5", "clip_range"), ("agdppo", "HalfCheetah-v5", "policy_kwargs")}
+MEASURED |= {("agdppo", "Walker2d-v5", key) for key in ("gamma", "clip_range")} | {
+    ("agdppo", "HalfCheetah-v5", "policy_kwargs")
+}
+STUDY = ["--storage", "study.log", "--trial-id", "7"]
 POLICY_SETTINGS = ("normalize", "policy_kwargs", "gamma", "gae_lambda", "clip_range", "vf_coef", "max_grad_norm")
+
+
+class OwnCheckpoints(CheckpointCallback):
+    def __init__(self, save_freq: int):
+        super().__init__(save_freq, "own")
 
 
 def shipped(name: str) -> dict[str, dict[str, Any]]:
@@ -57,7 +68,15 @@ def test_every_command_has_the_help_of_the_zoo(command: str, command_line: Any, 
 
 @pytest.mark.parametrize(
     ("arguments", "n_threads"),
-    [("--algo agdppo", ["1"]), ("--algo agdppo --num-threads 2", ["2"]), ("--algo ppo", []), ("--algo sac", [])],
+    [
+        ("--algo agdppo", ["1"]),
+        ("--algo=agdppo", ["1"]),
+        ("--algo agdppo --num-threads 2", ["2"]),
+        ("--algo agdppo --num-threads=2", []),
+        ("--algo ppo", []),
+        ("--algo ppo -f agdppo", []),
+        ("-n 32", []),
+    ],
 )
 def test_agdppo_trains_on_one_thread_unless_told_otherwise(
     arguments: str, n_threads: list[str], command_line: Any, monkeypatch: pytest.MonkeyPatch
@@ -79,6 +98,12 @@ def test_agdppo_trains_on_one_thread_unless_told_otherwise(
         (["train", "--algo", "agdppo", "-conf", "nowhere.yml"], "No such file or directory: 'nowhere.yml'"),
         (["train", "--algo", "sac", "--env", "CartPole-v1"], "The algorithm only supports"),
         (["train", "--gym-packages", "nowhere"], "No module named 'nowhere'"),
+        (["train", "--env", "Pendulum-v1", "--env-kwargs", "mass:3"], "got an unexpected keyword argument 'mass'"),
+        (
+            ["train", "--algo", "agdppo", *STUDY, "--study-name", "nothing"],
+            "study.log holds no study 'nothing' with a trial 7",
+        ),
+        (["train", "--algo", "agdppo", *STUDY, "--study-name", "empty"], "study.log holds no study 'empty' with a trial 7"),
         (["enjoy", "--algo", "agdppo", "--env", "Hoper-v5", "-f", "logs"], "agdppo folder was not found"),
         (["plot-from-file", "-i", "nowhere"], "No such file or directory: 'nowhere.pkl'"),
     ],
@@ -92,6 +117,8 @@ def test_what_does_not_exist_is_refused_without_traceback(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("study.log"))
+    optuna.create_study(storage=storage, study_name="empty")
     with pytest.raises(SystemExit) as end:
         command_line(*arguments)
     assert end.value.code not in (0, None)
@@ -149,6 +176,33 @@ def test_ratio_and_scale_may_fall_linearly() -> None:
     assert AGDExperimentManager._preprocess_schedules({"synthetic_ratio": 8}) == {"synthetic_ratio": 8}
     with pytest.raises(ValueError, match=r"`synthetic_ratio` must be a number, or text such as lin_16.*not 'cos_16'"):
         AGDExperimentManager._preprocess_schedules({"synthetic_ratio": "cos_16"})
+
+
+@pytest.mark.parametrize(("fault", "ours"), [("policy", False), ("rule", True)])
+def test_an_error_is_this_packages_only_if_its_code_was_at_work(fault: str, ours: bool) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", n_steps=32, world_model_warmup=0, termination_fn=lambda *_: np.zeros(3))
+    if fault == "policy":
+        # As after an update with hyperparameters that make it diverge
+        model.policy.load_state_dict(
+            {name: th.full_like(tensor, th.nan) for name, tensor in model.policy.state_dict().items()}
+        )
+    with pytest.raises(ValueError, match="to satisfy the constraint" if fault == "policy" else "`termination_fn`") as error:
+        model.learn(64)
+    assert passed_through_package(error.value.__traceback__) == ours
+
+
+def test_a_users_own_checkpoints_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {
+        "CartPole-v1": {"n_timesteps": 64, "policy": "MlpPolicy", "callback": [{"test_zoo.OwnCheckpoints": {"save_freq": 9}}]}
+    }
+    arguments = argparse.Namespace(save_replay_buffer=False)
+    manager = AGDExperimentManager(
+        arguments, "agdppo", "CartPole-v1", str(tmp_path), config="own.yml", save_freq=32, eval_freq=-1
+    )
+    (tmp_path / "own.yml").write_text(yaml.safe_dump(settings))
+    manager.setup_experiment()
+    assert [type(callback) for callback in manager.callbacks] == [OwnCheckpoints, ResumableCheckpointCallback]
 
 
 def test_the_users_file_comes_first_and_the_zoos_last(tmp_path: Path) -> None:

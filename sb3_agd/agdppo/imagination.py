@@ -34,6 +34,7 @@ RETURN_HORIZONS = 5
 MAX_RETURN_STEPS = 10_000
 # The range of real returns, widened by this share of its width, bounds the values of imagined rows
 VALUE_MARGIN = 0.25
+UNKNOWN_RANGE = (-math.inf, math.inf)
 # Windows of the newest rollout that the world model is tested on before it sees them
 HELD_OUT_WINDOWS = 256
 # Wrappers that hand on observations and rewards as they are
@@ -73,7 +74,7 @@ class ImaginationState:
     fitted: bool = False
     advantage_std: float | None = None
     critic_trust: float = 0.0
-    value_range: tuple[float, float] = (-math.inf, math.inf)
+    value_range: tuple[float, float] = UNKNOWN_RANGE
     normalization: Normalization | None = None
 
 
@@ -85,6 +86,7 @@ class Imagination:
     :param capacity: Rows of the store over all environments
     :param world_model_kwargs: Arguments of :class:`DiffusionWorldModel`
     :param state: State of an earlier run to go on from, ``None`` to start afresh with the seed of the algorithm
+    :raises ValueError: If the spaces, the distribution of the actions or the device are not supported
     """
 
     def __init__(
@@ -97,8 +99,15 @@ class Imagination:
         self.observation_codec = make_codec(model.observation_space, "observation")
         self.action_codec = make_codec(model.action_space, "action")
         check_distribution(model.policy)
+        if model.device.type == "mps":
+            raise ValueError(
+                'The world model needs double precision, which MPS does not have: give `device="cpu"`, which suits small '
+                "networks anyway"
+            )
         self.model = model
         self.state = state or ImaginationState(np.random.default_rng(model.seed))
+        # Counts as long as there are too few transitions to tell the range anew
+        self._earlier_range = self.state.value_range
         self.world_model = DiffusionWorldModel(
             self.observation_codec.size,
             self.action_codec.size,
@@ -151,7 +160,11 @@ class Imagination:
         return any(observations is seen for seen in self._seen_observations)
 
     def transitions_loaded(self) -> None:
-        """Take note that the transitions in the store were replaced. A world model without statistics learns them all."""
+        """
+        Take note that the transitions in the store were replaced: they tell what was known before. A world model without
+        statistics learns them all.
+        """
+        self._earlier_range = UNKNOWN_RANGE
         if self.world_model.observation_normalizer.count > 0:
             self._observed = self.store.position.copy()
         else:
@@ -327,7 +340,8 @@ class Imagination:
         states, which no real reward ever corrects, and any optimism grows without limit. The cure is a bound from
         outside of that loop. It is made of real rewards alone: a bound made of bootstrapped returns would itself
         grow with the values it should hold. SB3's values look beyond a time limit, so an episode that was cut off
-        counts as if it went on forever at its mean reward.
+        counts as if it went on forever at its mean reward. A model that was loaded without its transitions keeps its range
+        until it has seen enough: the first steps show only a part of what an episode goes on to earn.
 
         :return: Lowest and highest credible value, in the critic's units
         """
@@ -341,7 +355,10 @@ class Imagination:
             returns.append(discounted_returns(rewards, gamma, future))
         low, high = float(min(map(np.min, returns))), float(max(map(np.max, returns)))
         margin = VALUE_MARGIN * (high - low)
-        return low - margin, high + margin
+        low, high = low - margin, high + margin
+        if self._earlier_range != UNKNOWN_RANGE and len(self.store) < n_transitions and not self.store.is_full:
+            low, high = min(low, self._earlier_range[0]), max(high, self._earlier_range[1])
+        return low, high
 
     def bound_values(self, buffer: AugmentedRolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
         """
@@ -381,8 +398,8 @@ class Imagination:
         imagined = self.world_model.predict(windows.observations[:, 0], windows.actions, self.generator())
         kept = windows.mask & imagined.mask
         with th.no_grad():
-            advantages = [self.critic.advantages(segments)[kept] for segments in (imagined, windows)]
-        correlation = F.cosine_similarity(*(values - values.mean() for values in advantages), dim=0)
+            claimed, real = (self.critic.advantages(segments)[kept] for segments in (imagined, windows))
+        correlation = F.cosine_similarity(claimed - claimed.mean(), real - real.mean(), dim=0)
         return {**self.world_model.compare(imagined, windows), "advantage_correlation": correlation}
 
     def fit(

@@ -159,7 +159,8 @@ class ResumableCheckpointCallback(CheckpointCallback):
     :param save_path: Path to the folder where the model will be saved
     :param name_prefix: Common prefix to the saved models
     :param save_replay_buffer: Save the transitions, too. Without them a run can go on, but not as it would have
-    :param save_vecnormalize: Save the ``VecNormalize`` statistics, too, for ``enjoy`` and the like
+    :param save_vecnormalize: Save the ``VecNormalize`` statistics, too. A run needs them to go on; RL-Zoo's ``enjoy`` takes
+        those of the end of training for all checkpoints
     :param verbose: Verbosity level: 0 for no output, 2 for indicating when saving model checkpoint
     """
 

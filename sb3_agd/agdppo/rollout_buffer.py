@@ -1,5 +1,6 @@
 """Rollout buffer that offers imagined rows beside the real ones."""
 
+import math
 from collections.abc import Generator
 
 import numpy as np
@@ -53,5 +54,8 @@ class AugmentedRolloutBuffer(RolloutBuffer):
             )
         n_rows = len(self._all_rows.advantages)
         indices = th.as_tensor(self._rng.permutation(n_rows), device=self.device)
-        for batch in indices.split(n_rows if batch_size is None else batch_size):
+        # All of nearly the same size: the number of imagined rows is any, and a few rows left over at the end would have a
+        # whole update of their own, with advantages that are normalised among themselves
+        n_batches = 1 if batch_size is None else math.ceil(n_rows / batch_size)
+        for batch in indices.tensor_split(n_batches):
             yield RolloutBufferSamples(*(rows[batch] for rows in self._all_rows))

@@ -225,14 +225,15 @@ class TrajectoryStore:
         """
         :param n_transitions: Number of newest rows to look at, over all streams
         :return: For each episode (or the part of it that is held), oldest first in each stream: its rewards, and
-            whether it was cut off, by a time limit or from outside, rather than ended or still under way
+            whether it was cut off, by a time limit or from outside, rather than ended or still under way. Where all are
+            under way, nothing says that they will ever end, and they count as cut off
         """
         streams, rows = self.recent_starts(n_transitions)
         follows = (np.diff(rows) % self.n_rows == 1) & (np.diff(streams) == 0)
         boundaries = np.flatnonzero(~follows) + 1
         last = np.append(boundaries, len(rows)) - 1
         under_way = (rows[last] + 1) % self.n_rows == self.position[streams[last]] % self.n_rows
-        cut_off = ~self.terminations[streams[last], rows[last]] & ~under_way
+        cut_off = ~self.terminations[streams[last], rows[last]] & (~under_way | under_way.all())
         return list(zip(np.split(self.rewards[streams, rows], boundaries), cut_off.tolist(), strict=True))
 
     def save(self, file: IO[bytes]) -> None:

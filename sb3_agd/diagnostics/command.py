@@ -2,15 +2,35 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import torch as th
-from rl_zoo3.utils import StoreDict
+import yaml
+from rl_zoo3.utils import EnvironmentName, StoreDict, get_saved_hyperparams, get_wrapper_class
 
 from sb3_agd.agdppo import AGDPPO
 from sb3_agd.diagnostics.report import imagination_report
+
+
+def training_environment(model: Path, env_id: str) -> tuple[dict[str, Any], Callable[[gym.Env], gym.Env] | None]:
+    """
+    What RL-Zoo wrote down beside an agent about the environment that it was trained in, as its ``enjoy`` reads it.
+
+    :param model: File of the agent
+    :param env_id: Environment ID
+    :return: Arguments of the environment, and its wrappers if there are any
+    """
+    folder = model.parent / EnvironmentName(env_id)
+    settings, _ = get_saved_hyperparams(str(folder))
+    arguments = settings.get("env_kwargs", {})
+    command_line = folder / "args.yml"
+    if command_line.is_file():
+        # As trustworthy as the agent's file, which holds pickles
+        arguments = yaml.load(command_line.read_text(), Loader=yaml.UnsafeLoader)["env_kwargs"] or arguments
+    return arguments, get_wrapper_class(settings)
 
 
 def main() -> None:
@@ -23,7 +43,9 @@ def main() -> None:
     parser.add_argument("--guidance", help="sag, eag, reward or none (default: the model's)")
     parser.add_argument("--guidance-scale", type=float, help="strength of the guidance (default: as in the last rollout)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the environment and of all noise")
-    parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, default={}, help="arguments of the environment")
+    parser.add_argument(
+        "--env-kwargs", nargs="+", action=StoreDict, default={}, help="arguments of the environment beyond those of training"
+    )
     parser.add_argument("--n-filmed", type=int, default=25, help="number of segments in the video, 0 for none")
     arguments = parser.parse_args()
     # Matrices are small here: more threads only get into each other's way
@@ -32,11 +54,15 @@ def main() -> None:
         # Without a display, MuJoCo renders through EGL only
         os.environ.setdefault("MUJOCO_GL", "egl")
 
+    env_kwargs, wrapper = training_environment(arguments.model, arguments.env)
+    env_kwargs = {**env_kwargs, **arguments.env_kwargs}
+
     def make_env() -> gym.Env:
         try:
-            return gym.make(arguments.env, render_mode="rgb_array" if arguments.n_filmed > 0 else None, **arguments.env_kwargs)
+            env = gym.make(arguments.env, render_mode="rgb_array" if arguments.n_filmed > 0 else None, **env_kwargs)
         except TypeError:
-            return gym.make(arguments.env, **arguments.env_kwargs)
+            env = gym.make(arguments.env, **env_kwargs)
+        return env if wrapper is None else wrapper(env)
 
     report = imagination_report(
         AGDPPO.load(arguments.model, device="cpu"),

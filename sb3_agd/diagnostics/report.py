@@ -80,17 +80,29 @@ def imagination_report(
     plot_errors(report["errors"], folder / "errors.png")
     plot_dimensions(visit.recorded, laboratory.spread(visit), folder / "dimensions.png")
     plot_advantages(report["advantages"], folder / "advantages.png")
-    if n_filmed > 0:
-        obstacle = film(laboratory, guide, guidance_scale, n_filmed, folder / "video.mp4")
-        if obstacle is not None:
-            warnings.warn(f"No video: {obstacle}", stacklevel=2)
     # Without the single values, which are for the plots
     report["advantages"] = {
         kind: {name: figure for name, figure in figures.items() if name != "values"}
         for kind, figures in report["advantages"].items()
     }
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / "report.json").write_text(json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n")
+    if n_filmed > 0:
+        obstacle = film(laboratory, guide, guidance_scale, n_filmed, folder / "video.mp4")
+        if obstacle is not None:
+            warnings.warn(f"No video: {obstacle}", stacklevel=2)
     return report
+
+
+def without_nan(figures: Any) -> Any:
+    """
+    :param figures: Lists and dictionaries of figures
+    :return: The same for JSON, which knows no NaN: ``None`` where there was nothing to measure
+    """
+    if isinstance(figures, dict):
+        return {name: without_nan(figure) for name, figure in figures.items()}
+    if isinstance(figures, list):
+        return [without_nan(figure) for figure in figures]
+    return None if isinstance(figures, float) and not math.isfinite(figures) else figures
 
 
 def termination_rates(segments: Segments[th.Tensor]) -> list[float]:

@@ -124,7 +124,8 @@ class DiffusionWorldModel(nn.Module):
         self.register_buffer("n_updates", th.zeros(()))
         # Initialisation draws from the global stream, which belongs to the agent
         with th.random.fork_rng(devices=[]):
-            th.manual_seed(np.random.SeedSequence(seed).generate_state(1)[0].item())
+            # Not `th.manual_seed`, which seeds all GPUs as well
+            th.default_generator.manual_seed(np.random.SeedSequence(seed).generate_state(1)[0].item())
             self.networks = nn.ModuleDict(
                 {
                     "denoiser": denoiser(observation_dim, action_dim, horizon, width, depth),

@@ -42,6 +42,18 @@ def exit_with_one_line(parser: argparse.ArgumentParser, message: str) -> NoRetur
     parser.exit(2, f"{parser.prog}: error: {message}\n")
 
 
+def default_threads(arguments: list[str]) -> bool:
+    """
+    :param arguments: Arguments of ``train``
+    :return: Whether they are about AGDPPO and leave the number of threads open
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--algo")
+    parser.add_argument("--num-threads")
+    known, _ = parser.parse_known_args(arguments)
+    return known.algo == "agdppo" and known.num_threads is None
+
+
 def is_refusal(error: Exception) -> bool:
     """
     :param error: What ended a command
@@ -53,9 +65,10 @@ def is_refusal(error: Exception) -> bool:
         return False
     if isinstance(error, (ValueError, AssertionError, OSError, ImportError, gym.error.Error)):
         return True
-    # Names and values in `-params` that do not exist
-    in_zoo = Path(frames[-1].filename).is_relative_to(ZOO)
-    return in_zoo and isinstance(error, (TypeError, NameError, SyntaxError))
+    # Names and values in `-params` and `--env-kwargs` that do not exist
+    source = Path(frames[-1].filename)
+    by_name = source.is_relative_to(ZOO) or source == Path(gym.envs.registration.__file__)
+    return by_name and isinstance(error, (TypeError, NameError, SyntaxError))
 
 
 def main() -> None:
@@ -79,7 +92,7 @@ def main() -> None:
     if command == "train":
         # Like Ctrl-C, which ends training with saving the agent
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        if {"agdppo", "--algo=agdppo"} & set(sys.argv) and "--num-threads" not in sys.argv:
+        if default_threads(sys.argv[1:]):
             # Several threads only slow down networks of this size
             sys.argv += ["--num-threads", "1"]
     try:

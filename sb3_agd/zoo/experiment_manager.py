@@ -27,6 +27,8 @@ HYPERPARAMS = next(folder for folder in (PACKAGE / "hyperparams", PACKAGE.parent
 # Arguments of AGDPPO that may be schedules, besides those that the zoo knows
 SCHEDULES = ("guidance_scale", "synthetic_ratio", "world_model_learning_rate")
 LINEAR_SCHEDULE = re.compile(r"lin_(?P<initial>[0-9.e+-]+)")
+# Methods that all of training, or of a trial, runs in
+AROUND_TRAINING = ("learn", "_setup_learn", "collect_rollouts", "objective")
 # As SB3's callback names its files
 CHECKPOINT_NAME = re.compile(r"(?P<prefix>.+)_(?P<steps>\d+)_steps\.zip")
 
@@ -52,12 +54,11 @@ def find_config(config: str | None, algo: str, env_id: str) -> str | None:
 def passed_through_package(traceback: TracebackType | None) -> bool:
     """
     :param traceback: Traceback of an error in training
-    :return: Whether code of this package was at work when it was raised. ``AGDPPO.learn``, which all of training runs
-        in, does not count
+    :return: Whether code of this package was at work when it was raised. Methods that all of training runs in do not count
     """
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if Path(code.co_filename).is_relative_to(PACKAGE) and code.co_name not in ("learn", "objective"):
+        if Path(code.co_filename).is_relative_to(PACKAGE) and code.co_name not in AROUND_TRAINING:
             return True
         traceback = traceback.tb_next
     return False
@@ -130,10 +131,19 @@ class AGDExperimentManager(ExperimentManager):
                 raise RuntimeError(f"Trial {trial.number} failed in sb3_agd: {error}") from error
             raise
 
+    def load_trial(self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True) -> dict[str, Any]:
+        try:
+            return super().load_trial(storage, study_name, trial_id, convert)
+        except (KeyError, IndexError) as error:
+            trial = "" if trial_id is None else f" with a trial {trial_id}"
+            raise ValueError(f"{storage} holds no study {study_name!r}{trial}") from error
+
     def create_callbacks(self) -> None:
+        # Those of the user's settings stay as they are
+        users = list(self.callbacks)
         super().create_callbacks()
         for index, callback in enumerate(self.callbacks):
-            if self.algo == "agdppo" and isinstance(callback, CheckpointCallback):
+            if self.algo == "agdppo" and isinstance(callback, CheckpointCallback) and callback not in users:
                 self.callbacks[index] = ResumableCheckpointCallback(
                     callback.save_freq,
                     callback.save_path,

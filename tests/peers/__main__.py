@@ -11,8 +11,7 @@ networks). What it does not pass runs a third time, with PPO itself in the same 
 counted apart.
 
 Tests that judge what was learned from a thousand steps are a matter of luck with one seed, for PPO too. They run with
-many, with AGDPPO and with PPO in the same place. AGDPPO fails one if PPO passes it with more seeds and Fisher's exact test
-says that this is no coincidence.
+several, with AGDPPO and with PPO in the same place, and AGDPPO passes one if it does with at least as many seeds as PPO.
 """
 
 import argparse
@@ -28,8 +27,6 @@ from collections import Counter, defaultdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-from scipy.stats import fisher_exact
 
 PEERS = {"sb3": "stable_baselines3", "contrib": "sb3_contrib", "zoo": "rl_zoo3"}
 # Packages that the tests import and this project does not need
@@ -48,9 +45,7 @@ OTHERWISE = {"tests/test_gae.py::test_gae_computation": "values far beyond any r
 SCRAMBLING = ("tests/test_save_load.py::test_save_load[",)
 # Tests that judge what was learned, by the beginning of their names, and the seeds that they run with
 TESTS_OF_LEARNING = "tests/test_identity.py"
-SEEDS = range(200, 220)
-# Probability that equal algorithms are told apart in any of these tests, one-sided
-SIGNIFICANCE = 0.05
+SEEDS = range(5)
 # How a file of tests tells that it may make one of the algorithms, in Python or on RL-Zoo's command line
 MENTION = r"import .*\b(PPO|A2C|TRPO)\b|\b(ppo|a2c|trpo)\b"
 Log = dict[str, list[dict[str, Any]]]
@@ -172,12 +167,10 @@ def judge(test: str, theirs: Log, ours: Log, ppos: Log, rates: PassRates) -> tup
     """
     if test in rates:
         passes, ppos_passes = rates[test]["AGDPPO"], rates[test]["PPO"]
-        table = [[passes, len(SEEDS) - passes], [ppos_passes, len(SEEDS) - ppos_passes]]
-        p_value = fisher_exact(table, alternative="less").pvalue
-        message = f"passes with {passes} of {len(SEEDS)} seeds, PPO with {ppos_passes} (p = {p_value:.2g})"
-        if p_value < SIGNIFICANCE / len(rates):
-            return "failed", message
-        return ("passed", "") if passes > 0 else ("PPO fails too", message)
+        message = f"passes with {passes} of {len(SEEDS)} seeds, PPO with {ppos_passes}"
+        if passes == 0:
+            return "PPO fails too" if ppos_passes == 0 else "failed", message
+        return ("passed", "") if passes >= ppos_passes else ("failed", message)
     message = failure(ours[test])
     if message is not None:
         reasons = [reason for reason, pattern in REFUSALS.items() if re.match(pattern, message, re.DOTALL)]

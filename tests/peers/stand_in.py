@@ -36,12 +36,11 @@ STAND_INS: dict[str, type[stable_baselines3.PPO]] = {"AGDPPO": AGDPPO, "PPO": st
 EARLY: dict[str, Any] = {"synthetic_ratio": 1.0, "horizon": 4, "world_model_warmup": 0}
 # It is quick enough for hundreds of tests, except where they judge what was learned: a small one knows nothing of the rewards
 # there when these tests end
-SMALL: dict[str, Any] = {"world_model_batch_size": 32, "world_model_kwargs": {"width": 32, "depth": 1}}
-# One update of the world model for this many steps of a rollout, as in the settings of hyperparams/agdppo.yml, and at most so
-# many per rollout
-STEPS_PER_UPDATE = 5
-MAX_UPDATES = 50
-MAX_UPDATES_OF_SMALL = 10
+SMALL: dict[str, Any] = {
+    "world_model_gradient_steps": 10,
+    "world_model_batch_size": 32,
+    "world_model_kwargs": {"width": 32, "depth": 1},
+}
 
 
 def current_test() -> str:
@@ -95,15 +94,10 @@ def make_stand_in(algorithm: type[stable_baselines3.PPO], replaced: type[OnPolic
 
     class StandIn(algorithm):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **kwargs: Any):
-            arguments = defaults | kwargs
-            if algorithm is AGDPPO:
-                small = not current_test().startswith(os.environ["PEERS_TESTS_OF_LEARNING"])
-                n_updates = min(arguments["n_steps"] // STEPS_PER_UPDATE, MAX_UPDATES_OF_SMALL if small else MAX_UPDATES)
-                settings = EARLY | (SMALL if small else {}) | {"world_model_gradient_steps": max(n_updates, 1)}
-                arguments = settings | arguments
-            if "PEERS_SEED" in os.environ:
-                arguments["seed"] = int(os.environ["PEERS_SEED"])
-            super().__init__(*args, **arguments)
+            small = {} if current_test().startswith(os.environ["PEERS_TESTS_OF_LEARNING"]) else SMALL
+            settings = EARLY | small if algorithm is AGDPPO else {}
+            seed = {"seed": int(os.environ["PEERS_SEED"])} if "PEERS_SEED" in os.environ else {}
+            super().__init__(*args, **defaults | settings | kwargs | seed)
 
         def learn(self, *args: Any, tb_log_name: str = replaced.__name__, **kwargs: Any) -> Any:
             # Each algorithm logs under its own name
