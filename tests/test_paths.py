@@ -71,6 +71,15 @@ def test_error_of_deterministic_sampler_halves_when_the_steps_double(sampler: st
     assert errors[1] / errors[2] == pytest.approx(2, rel=0.1)
 
 
+@pytest.mark.parametrize("variance", [0.01, 0.1, 1.0])
+def test_two_flow_steps_understate_chance_by_a_known_factor(variance: float) -> None:
+    """The guide for users says so: they come close to the mean, which suits tasks where nothing is left to chance."""
+    path, covariance = PATHS["flow"](), variance * IDENTITY
+    noise, _ = draw_noise(n_samples=5)
+    samples = sample(path, exact_denoiser(path, MEAN, covariance), noise, 2)
+    assert th.allclose(samples, MEAN + variance / (1 + variance) * noise)
+
+
 @each_sampler
 def test_sampler_returns_the_clean_estimate_of_the_last_step(sampler: str) -> None:
     path, estimates = PATHS[sampler](), []

@@ -887,10 +887,12 @@ def test_different_seeds_give_different_weights() -> None:
 
 @pytest.mark.parametrize("sampler", ["flow", "ddpm"])
 @pytest.mark.parametrize("seed", [0, None])
-def test_global_random_states_are_left_untouched(seed: int | None, sampler: str) -> None:
+def test_global_random_states_are_left_untouched(seed: int | None, sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     th.manual_seed(123)
     np.random.seed(123)
     torch_state, numpy_state = th.get_rng_state(), np.random.get_state()
+    # Those of GPUs as well
+    monkeypatch.setattr(th.cuda, "manual_seed_all", lambda _: pytest.fail("GPUs were seeded"))
     model = fitted(Recording(by_chance), seed=seed, sampler=sampler)
     start = th.zeros(5, OBSERVATION_DIM)
     model.imagine(start, linear_policy, SigmoidAdvantageGuide(), linear_critic(), 1.0, seeded())

@@ -87,7 +87,8 @@ class AGDPPO(PPO):
         progress remaining (from 1 to 0). While it is 0, the world model is not trained either
     :param real_data_ratio: Share of the real transitions in each epoch, at least: where there are fewer, they are repeated.
         What the world model does not foresee, such as a rare fall, is in the real ones only
-    :param n_denoising_steps: Number of calls of the denoiser per segment
+    :param n_denoising_steps: Number of calls of the denoiser per segment. Few of them come close to the mean of what may
+        happen: tasks where much is left to chance need more
     :param sampler: ``"flow"`` (flow matching, a handful of steps), ``"ddim"`` or ``"ddpm"`` (the paper's, with 128
         steps)
     :param world_model_gradient_steps: Updates of the world model per rollout (five times as many for the first)
