@@ -651,6 +651,21 @@ def test_rewards_that_a_callback_adds_to_reach_the_policy_as_they_are() -> None:
     assert np.all(model.rollout_buffer.rewards == 1.25)
 
 
+@pytest.mark.parametrize("last", [5.0, 500.0])
+def test_a_clipped_last_state_is_told(last: float) -> None:
+    def observe(step: int) -> np.ndarray:
+        return np.full(3, last if step == 10 else step / 5, dtype=np.float32)
+
+    env = VecNormalize(DummyVecEnv([lambda: ToyEnv(spaces.Box(-1e3, 1e3, (3,)), episode_length=10, observe=observe)]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = AGDPPO("MlpPolicy", env, **SMALL).learn(32)
+    told = any("VecNormalize has clipped the last state" in str(warning.message) for warning in caught)
+    highest = model.replay_buffer.observations[0, : model.replay_buffer.position[0]].max()
+    assert told == (highest < last)
+    assert told == (last == 500)
+
+
 def test_an_environment_that_hides_the_last_state_of_an_episode_is_named() -> None:
     class Hiding(VecEnvWrapper):
         def reset(self) -> np.ndarray:

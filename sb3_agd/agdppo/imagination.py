@@ -1,6 +1,7 @@
 """Everything between an SB3 on-policy algorithm and the world model: recording, fitting, imagining."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -271,6 +272,13 @@ class Imagination:
                     'its `info` holds no "terminal_observation", as those of SB3\'s DummyVecEnv and SubprocVecEnv do'
                 )
             if env is not None:
+                if env.norm_obs and np.abs(terminal_observation).max() >= env.clip_obs:
+                    # Of all other states it keeps the original
+                    warnings.warn(
+                        f"VecNormalize has clipped the last state of an episode (`clip_obs` {env.clip_obs:g}), and the world "
+                        "model learns it like that. Consider a higher `clip_obs`",
+                        stacklevel=2,
+                    )
                 terminal_observation = env.unnormalize_obs(terminal_observation)
             reached[index] = self.observation_codec.encode(terminal_observation)[0]
             terminations[index] = not info.get("TimeLimit.truncated", False)
