@@ -1,5 +1,7 @@
 """What AGDPPO adds to PPO."""
 
+import itertools
+import math
 import warnings
 from functools import partial
 from pathlib import Path
@@ -12,11 +14,13 @@ from environments import SMALL, ToyEnv
 from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 from torch import nn
 
@@ -31,7 +35,7 @@ from sb3_agd import (
     RewardGuide,
     SigmoidAdvantageGuide,
 )
-from sb3_agd.agdppo.imagination import Imagination
+from sb3_agd.agdppo.imagination import Imagination, generalized_advantages
 from sb3_agd.agdppo.policy import FixedNoisePolicy
 from sb3_agd.world_model import Critic, Segments
 
@@ -129,12 +133,13 @@ def test_imagination_with_a_seed_repeats_itself_and_without_does_not() -> None:
 
 @pytest.mark.parametrize("guidance", ["sag", "eag", "reward"])
 def test_guidance_moves_the_imagined_states_but_never_the_start(guidance: str) -> None:
-    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"n_denoising_steps": 4}).learn(200)
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"n_denoising_steps": 4, "n_particles": 1}).learn(200)
     starts = np.repeat(model.env.reset(), 20, axis=0)
     free = model.imagine(starts, guidance="none", seed=0)
     unmoved = model.imagine(starts, guidance=guidance, guidance_scale=0.0, seed=0)
     guided = model.imagine(starts, guidance=guidance, guidance_scale=3.0, seed=0)
     assert np.array_equal(free.observations, unmoved.observations)
+    assert model.world_model.guidance_norm > 0
     assert not np.array_equal(free.observations, guided.observations)
     assert np.array_equal(guided.observations[:, 0], starts)
 
@@ -358,6 +363,11 @@ def test_warm_starts_from_a_ppo_file(tmp_path: Path) -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
     model.set_parameters(tmp_path / "ppo", exact_match=False)
     assert all(th.equal(a, b) for a, b in zip(ppo.policy.parameters(), model.policy.parameters(), strict=True))
+    # The other way round
+    model.learn(64).save(tmp_path / "agdppo")
+    with pytest.raises(Exception, match="world_model"):
+        PPO.load(tmp_path / "agdppo")
+    ppo.policy.load_state_dict(model.policy.state_dict())
 
 
 # Bad settings
@@ -531,6 +541,71 @@ def test_any_scale_and_short_episodes_and_constant_dimensions_train(scale: float
 
 
 # The critic
+
+
+def test_advantages_of_imagined_rows_are_those_of_sb3s_buffer() -> None:
+    n_steps, gamma, gae_lambda = 7, 0.9, 0.8
+    rng = np.random.default_rng(0)
+    rewards, values = rng.normal(size=n_steps).astype(np.float32), rng.normal(size=n_steps + 1).astype(np.float32)
+    terminations = np.arange(n_steps) == 3
+    buffer = RolloutBuffer(
+        n_steps, spaces.Box(-1, 1, (1,)), spaces.Box(-1, 1, (1,)), device="cpu", gamma=gamma, gae_lambda=gae_lambda
+    )
+    begins = np.append(False, terminations[:-1])
+    for step in range(n_steps):
+        numbers = (rewards[[step]], begins[[step]], th.tensor([values[step]]), th.zeros(1))
+        buffer.add(np.zeros((1, 1)), np.zeros((1, 1)), *numbers)
+    buffer.compute_returns_and_advantage(th.tensor([values[-1]]), terminations[-1:])
+    segment = (th.from_numpy(array)[None] for array in (rewards, terminations, values))
+    ours = generalized_advantages(*segment, gamma, gae_lambda)
+    np.testing.assert_allclose(ours[0].numpy(), buffer.advantages[:, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
+def test_imagined_rows_hold_what_policy_and_critic_say(env_id: str) -> None:
+    model = AGDPPO("MlpPolicy", VecNormalize(make_vec_env(env_id)), **SMALL).learn(64)
+    model.imagination.augment(model.rollout_buffer, None, 0.0, 1, 64)
+    rows = model.rollout_buffer.imagined
+    assert rows is not None
+    actions = rows.actions.long().flatten() if env_id == "CartPole-v1" else rows.actions
+    values, log_probs, _ = model.policy.evaluate_actions(rows.observations, actions)
+    assert th.allclose(rows.old_values, values.flatten(), atol=1e-5)
+    assert th.allclose(rows.old_log_prob, log_probs, atol=1e-5)
+    low, high = model.imagination.state.value_range
+    bounded = rows.old_values.clamp(low, high)
+    assert th.allclose(rows.returns, (rows.advantages + bounded).clamp(low, high), atol=1e-5)
+    # They differ, so that there is something to learn
+    assert rows.advantages.std() > 0 and log_probs.std() > 0
+
+
+def test_the_critic_is_trusted_as_far_as_it_explains_the_returns() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"synthetic_ratio": 0.0, "gamma": 0.5, "n_epochs": 20})
+    for _ in range(5):
+        trust = []
+
+        class Trust(BaseCallback):
+            def _on_step(self) -> bool:
+                return True
+
+            def _on_rollout_end(self, trust: list[float] = trust) -> None:
+                buffer = self.model.rollout_buffer
+                trust.append(explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+
+        model.learn(32, Trust(), reset_num_timesteps=False)
+        assert model.imagination.state.critic_trust == pytest.approx(max(trust[-1], 0), abs=1e-6)
+    assert model.imagination.state.critic_trust > 0
+
+
+def test_imagination_starts_from_recent_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_agd.agdppo.imagination.RECENT_TRANSITIONS", 16)
+    numbers = itertools.count()
+    env = ToyEnv(spaces.Box(0, 1e3, (1,)), episode_length=1000, observe=lambda _: np.array([next(numbers)], dtype=np.float32))
+    model = AGDPPO("MlpPolicy", env, **SMALL).learn(64)
+    starts: list[th.Tensor] = []
+    imagine = model.imagination.imagine
+    monkeypatch.setattr(model.imagination, "imagine", lambda first, *rest: starts.append(first) or imagine(first, *rest))
+    model.imagination.augment(model.rollout_buffer, None, 0.0, 1, 400)
+    assert set(starts[0].flatten().tolist()) == set(range(48, 64))
 
 
 def test_values_of_imagined_rows_stay_within_the_margin_of_real_returns() -> None:
@@ -1037,13 +1112,20 @@ def test_the_setting_of_the_paper_works() -> None:
         "sampler": "ddpm",
         "n_denoising_steps": 128,
         "horizon": 10,
-        "world_model_kwargs": {"network": "mlp", "width": 1024, "depth": 6},
+        # Full width is left to the tests of the world model
+        "world_model_kwargs": {"network": "mlp", "width": 64, "depth": 6},
         "world_model_gradient_steps": 1,
         "world_model_batch_size": 8,
         "synthetic_ratio": 1.0,
         "guidance": "sag",
         "guidance_scale": 3.0,
+        "n_particles": 1,
     }
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | paper).learn(64)
     assert model.rollout_buffer.n_imagined == 32
+    # After two rollouts the critic explains nothing, and none of its values is credible: it guides nothing
+    model.imagination.state.critic_trust = 1.0
+    model.imagination.state.value_range = (-math.inf, math.inf)
+    model.imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 3.0, 1, 32)
+    assert model.world_model.guidance_norm > 0
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())

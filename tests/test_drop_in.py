@@ -102,6 +102,12 @@ def test_imagination_does_not_change_what_the_environment_returns() -> None:
     assert np.array_equal(*seen)
 
 
+def assert_has_trained_with_imagination(model: AGDPPO) -> None:
+    assert model.rollout_buffer.n_imagined > 0
+    assert model._n_updates > 0 and model.world_model.n_updates > 0
+    assert all(th.isfinite(value).all() for value in model.policy.parameters())
+
+
 @pytest.mark.parametrize(
     "make_env",
     [
@@ -125,19 +131,20 @@ def test_trains_in_vectorised_environments(make_env: Callable[[], VecEnv]) -> No
     [{"net_arch": {"pi": [8], "vf": [16]}}, {"activation_fn": th.nn.ReLU, "log_std_init": -2.0, "ortho_init": False}],
 )
 def test_trains_with_custom_policy_arguments(policy_kwargs: dict[str, Any]) -> None:
-    AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"policy_kwargs": policy_kwargs}).learn(100)
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"policy_kwargs": policy_kwargs}).learn(96)
+    assert_has_trained_with_imagination(model)
 
 
 def test_trains_with_a_custom_policy_class() -> None:
     class CustomPolicy(ActorCriticPolicy):
         pass
 
-    AGDPPO(CustomPolicy, "CartPole-v1", **SMALL).learn(100)
+    assert_has_trained_with_imagination(AGDPPO(CustomPolicy, "CartPole-v1", **SMALL).learn(96))
 
 
 def test_trains_with_actions_in_double_precision() -> None:
     action_space = spaces.Box(np.array([-1.0, -2.0]), np.array([1.0, 3.0]), dtype=np.float64)
-    AGDPPO("MlpPolicy", ToyEnv(action_space=action_space), **SMALL).learn(100)
+    assert_has_trained_with_imagination(AGDPPO("MlpPolicy", ToyEnv(action_space=action_space), **SMALL).learn(96))
 
 
 def test_collects_a_rollout_with_a_callback_that_was_only_initialised() -> None:
@@ -192,8 +199,11 @@ def test_goes_on_in_another_environment() -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
     model.set_env(make_vec_env("Pendulum-v1", seed=7))
     model.learn(64)
-    action, _ = model.predict(model.env.reset(), deterministic=True)
-    assert action.shape == (1, 1)
+    assert_has_trained_with_imagination(model)
+    assert len(model.replay_buffer) == 128
+    # No segment goes on from the one environment into the other
+    last = model.replay_buffer.windows(np.array([0]), np.array([63]), 4)
+    assert last.mask.tolist() == [[True, False, False, False]]
 
 
 def test_settings_changed_between_two_learns_take_effect() -> None:
@@ -206,7 +216,7 @@ def test_settings_changed_between_two_learns_take_effect() -> None:
 @pytest.mark.parametrize("n_steps, batch_size", [(1, 1), (5, 3)])
 def test_tiny_rollouts_train(n_steps: int, batch_size: int) -> None:
     arguments = SMALL | {"n_steps": n_steps, "batch_size": batch_size, "normalize_advantage": n_steps > 1}
-    AGDPPO("MlpPolicy", ToyEnv(), **arguments).learn(12)
+    assert_has_trained_with_imagination(AGDPPO("MlpPolicy", ToyEnv(), **arguments).learn(15))
 
 
 def test_logs_to_tensorboard_and_shows_progress(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

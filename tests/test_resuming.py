@@ -118,6 +118,8 @@ def test_without_the_transitions_a_run_goes_on_but_not_as_it_would_have(tmp_path
     other.learn(STEPS - other.num_timesteps, reset_num_timesteps=False)
     assert other.num_timesteps == model.num_timesteps
     assert len(other.replay_buffer) == STEPS - 96
+    weights = zip(model.policy.parameters(), other.policy.parameters(), strict=True)
+    assert any(not th.equal(ours, theirs) for ours, theirs in weights)
 
 
 def test_a_loaded_checkpoint_whose_environment_is_reset_begins_new_episodes(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ TINY = (
 ).split()
 TRAIN = ["train", "--algo", "agdppo", "--env", ENV, "--device", "cpu", "--verbose", "0"]
 OPTIMIZE = [*TRAIN, "-n", "64", "-optimize", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
+# Seconds to wait for what comes within a few on any machine that is not busy
+PATIENCE = 600
 SETTINGS = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "MUJOCO_GL": "egl", "HF_HUB_OFFLINE": "1"}
 
 
@@ -45,7 +47,7 @@ def start(folder: Path, arguments: Sequence[str]) -> "subprocess.Popen[str]":
 
 def finish(process: "subprocess.Popen[str]") -> str:
     """Wait for a command that must succeed, and return what it wrote to stdout."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     return out
 
@@ -111,9 +113,10 @@ def test_a_killed_run_is_resumed_from_its_checkpoint_bit_for_bit(tmp_path: Path)
     run(tmp_path, *command, "whole")
     process = start(tmp_path, [*command, "killed"])
     checkpoint = folders[1] / "rl_model_512_steps.zip"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not checkpoint.is_file() and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert checkpoint.is_file()
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -132,7 +135,7 @@ def test_sigterm_ends_training_with_saving_the_agent(tmp_path: Path) -> None:
         tmp_path, [*TRAIN, "-n", "100000", "--eval-freq", "-1", "--save-freq", "64", "-f", "logs", "-params", *TINY]
     )
     folder = tmp_path / "logs" / "agdppo" / f"{ENV}_1"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not (folder / "rl_model_64_steps.zip").is_file() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.terminate()
@@ -211,7 +214,7 @@ def test_an_error_in_this_package_ends_tuning_but_a_diverged_policy_is_pruned(tm
         start(tmp_path, [*tune, "--study-name", name, "-f", name, "-params", "world_model_warmup:0", fault])
         for name, fault in (("broken", wrong_shape), ("diverged", "vf_coef:float('nan')"))
     ]
-    (_, error), (out, _) = (worker.communicate(timeout=120) for worker in workers)
+    (_, error), (out, _) = (worker.communicate(timeout=PATIENCE) for worker in workers)
     assert workers[0].returncode != 0
     assert "Trial 0 failed in sb3_agd: `termination_fn` must return" in error
     assert "Number of finished trials:  1" in out
@@ -230,7 +233,7 @@ def test_an_error_in_this_package_ends_tuning_but_a_diverged_policy_is_pruned(tm
 )
 def test_a_wrong_name_is_answered_with_one_line(tmp_path: Path, arguments: list[str], complaint: str) -> None:
     process = start(tmp_path, ["train", *arguments])
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert len(error.splitlines()) == 1
     assert complaint in error
