@@ -47,7 +47,9 @@ def commands(page: Path) -> list[list[str]]:
     "page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"], ids=lambda page: page.stem
 )
 def test_lines_of_prose_fit_on_a_screen(page: Path) -> None:
-    prose = BLOCK.sub("", page.read_text()).splitlines()
+    text = page.read_text()
+    assert not re.search(r"@@|TODO|FIXME", text)
+    prose = BLOCK.sub("", text).splitlines()
     assert [line for line in prose if len(line) > 140 and not line.lstrip().startswith(("|", "!["))] == []
 
 
