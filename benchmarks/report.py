@@ -191,7 +191,7 @@ def task_table(results: Results, task: str) -> pd.DataFrame:
         if evaluations.empty:
             continue
         final = evaluations[evaluations.timesteps == evaluations.timesteps.max()]
-        spread = f" ± {final.return_mean.std():.3g}" if len(final) > 1 else ""
+        spread = f" ± {final.return_mean.std():.4g}" if len(final) > 1 else ""
         row = {
             "variant": variant,
             "seeds": len(final),
