@@ -607,6 +607,29 @@ def test_what_lies_behind_the_end_of_a_segment_does_not_change_the_loss() -> Non
     assert losses[0] == pytest.approx(losses[1])
 
 
+@pytest.mark.parametrize(
+    ("network", "horizon", "length"), [("recurrent", 8, 4), ("recurrent", 6, 2), ("recurrent", 5, 1), ("mlp", 6, 6)]
+)
+def test_the_recurrent_denoiser_is_put_back_to_the_true_state_every_few_steps(
+    network: str, horizon: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, source = make_model(network=network, horizon=horizon), Recording(by_chance)
+    observe(model, source.every_transition())
+    segments = source.windows(source.starts[:10], horizon)
+    seen: list[th.Tensor] = []
+    forward = model.networks["denoiser"].forward
+    monkeypatch.setattr(model.networks["denoiser"], "forward", lambda *inputs: seen.extend(inputs) or forward(*inputs))
+    model.denoising_loss(segments, seeded())
+    noisy, times, starts, actions = seen
+    n_walks = horizon // length
+    assert noisy.shape[:2] == actions.shape[:2] == (10 * n_walks, length)
+    true_states = model.observation_normalizer(segments.observations[:, :-1])[:, ::length]
+    assert th.allclose(starts.view(10, n_walks, -1), true_states)
+    assert th.allclose(actions.view(10, horizon, -1), model.action_normalizer(segments.actions))
+    # Those of a segment have the same level of noise
+    assert th.equal(times.view(10, n_walks), times.view(10, n_walks)[:, :1].expand(-1, n_walks))
+
+
 # Terminations
 
 

@@ -23,6 +23,9 @@ Policy = Callable[[th.Tensor, slice], th.Tensor]
 TerminationFn = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 MAX_GRAD_NORM = 1.0
+# Steps that the recurrent denoiser walks in training before it is put back to the true state. Long walks teach it to live with
+# its own errors, short ones to foresee the next state and reward
+WALK_LENGTH = 4
 # Weight of the newest update in the running mean of the weights, while there are few of them
 EMA_WARMUP = 10
 # Additional terminal transitions per segment in each update
@@ -182,7 +185,8 @@ class DiffusionWorldModel(nn.Module):
 
     def denoising_loss(self, segments: Segments[th.Tensor], generator: th.Generator | None = None) -> th.Tensor:
         """
-        Mean squared error of the clean estimate at random noise levels.
+        Mean squared error of the clean estimate at random noise levels. The recurrent denoiser is put back to the true state
+        every few steps, a compromise between teacher forcing (Williams and Zipser, 1989) and training on its own walk.
 
         :param segments: Real segments in raw units, on the model's device
         :param generator: Source of the noise
@@ -192,8 +196,15 @@ class DiffusionWorldModel(nn.Module):
         # More weight on high noise levels, where the states must come from the dynamics alone
         time = th.rand(len(segments), generator=generator, device=self.device).sqrt()
         noise = th.randn(clean.shape, generator=generator, device=self.device)
-        start = self.observation_normalizer.clamp(states[:, 0])
-        estimate = self.networks["denoiser"](self.path.add_noise(clean, noise, time), time, start, actions)
+        before = self.observation_normalizer.clamp(states[:, :-1])
+        denoiser = self.networks["denoiser"]
+        # A network that does not walk sees whole segments
+        length = math.gcd(WALK_LENGTH, self.horizon) if getattr(denoiser, "asks_policy", False) else self.horizon
+        noisy, taken = (
+            steps.reshape(-1, length, steps.shape[-1]) for steps in (self.path.add_noise(clean, noise, time), actions)
+        )
+        starts, times = before[:, ::length].flatten(0, 1), time.repeat_interleave(self.horizon // length)
+        estimate = denoiser(noisy, times, starts, taken).view_as(clean)
         return ((estimate - clean).square().mean(-1) * segments.mask).sum() / segments.mask.sum()
 
     def termination_loss(
