@@ -580,19 +580,19 @@ def test_imagined_rows_hold_what_policy_and_critic_say(env_id: str) -> None:
 
 def test_the_critic_is_trusted_as_far_as_it_explains_the_returns() -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"synthetic_ratio": 0.0, "gamma": 0.5, "n_epochs": 20})
+    explained = []
+
+    class Explained(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            buffer = model.rollout_buffer
+            explained.append(explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+
     for _ in range(5):
-        trust = []
-
-        class Trust(BaseCallback):
-            def _on_step(self) -> bool:
-                return True
-
-            def _on_rollout_end(self, trust: list[float] = trust) -> None:
-                buffer = self.model.rollout_buffer
-                trust.append(explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
-
-        model.learn(32, Trust(), reset_num_timesteps=False)
-        assert model.imagination.state.critic_trust == pytest.approx(max(trust[-1], 0), abs=1e-6)
+        model.learn(32, Explained(), reset_num_timesteps=False)
+        assert model.imagination.state.critic_trust == pytest.approx(max(explained[-1], 0), abs=1e-6)
     assert model.imagination.state.critic_trust > 0
 
 

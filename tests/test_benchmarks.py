@@ -21,7 +21,7 @@ import torch as th
 from ray.cluster_utils import Cluster
 from rliable.metrics import aggregate_iqm, probability_of_improvement
 from scipy.stats import trim_mean
-from test_zoo_commands import PATIENCE
+from test_zoo_commands import PATIENCE, wait_for
 
 from benchmarks import guidance_on_linear_task, report, run
 from benchmarks.guidance_on_linear_task import LinearTask
@@ -273,9 +273,7 @@ def test_interrupted_suite_leaves_no_process_behind(sent: signal.Signals, tmp_pa
         return begun
 
     try:
-        deadline = time.monotonic() + PATIENCE
-        while not (begun := trainings()) and time.monotonic() < deadline:
-            time.sleep(0.2)
+        begun = wait_for(trainings)
         suite.send_signal(sent)
         _, errors = suite.communicate(timeout=PATIENCE)
     finally:

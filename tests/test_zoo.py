@@ -36,12 +36,13 @@ SHIPPED = {
     "trpo": ENVIRONMENTS,
     "sac": [env_id for env_id in ENVIRONMENTS if env_id != "CartPole-v1"],
 }
-# What the network, the advantages and the policy loss are made of
 # Policy settings that runs of AGDPPO speak for
 MEASURED = {("agdppo", "Hopper-v5", key) for key in ("gamma", "gae_lambda", "policy_kwargs")}
 MEASURED |= {("agdppo", "Walker2d-v5", "clip_range"), ("agdppo", "HalfCheetah-v5", "policy_kwargs")}
-STUDY = ["--storage", "study.log", "--trial-id", "7"]
+# What the network, the advantages and the policy loss are made of
 POLICY_SETTINGS = ("normalize", "policy_kwargs", "gamma", "gae_lambda", "clip_range", "vf_coef", "max_grad_norm")
+# More than any study here has
+STUDY = ["--storage", "study.log", "--trial-id", "7"]
 
 
 class OwnCheckpoints(CheckpointCallback):

@@ -5,8 +5,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -50,6 +51,14 @@ def finish(process: "subprocess.Popen[str]") -> str:
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     return out
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    """Wait until something holds, and return it; what it is in the end if it never holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not (outcome := condition()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return outcome
 
 
 def run(folder: Path, *arguments: str) -> str:
@@ -113,10 +122,7 @@ def test_a_killed_run_is_resumed_from_its_checkpoint_bit_for_bit(tmp_path: Path)
     run(tmp_path, *command, "whole")
     process = start(tmp_path, [*command, "killed"])
     checkpoint = folders[1] / "rl_model_512_steps.zip"
-    deadline = time.monotonic() + PATIENCE
-    while not checkpoint.is_file() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert checkpoint.is_file()
+    assert wait_for(checkpoint.is_file)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -135,9 +141,7 @@ def test_sigterm_ends_training_with_saving_the_agent(tmp_path: Path) -> None:
         tmp_path, [*TRAIN, "-n", "100000", "--eval-freq", "-1", "--save-freq", "64", "-f", "logs", "-params", *TINY]
     )
     folder = tmp_path / "logs" / "agdppo" / f"{ENV}_1"
-    deadline = time.monotonic() + PATIENCE
-    while not (folder / "rl_model_64_steps.zip").is_file() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    assert wait_for((folder / "rl_model_64_steps.zip").is_file)
     process.terminate()
     finish(process)
     assert load(folder).num_timesteps < 100_000

@@ -278,7 +278,7 @@ class GuidanceCallback(BaseCallback):
             self._test(imagination)
         # A model loaded without its transitions imagines at once, but must not forget on a handful of new ones
         usable = imagination.state.fitted
-        if n_rows > 0 and (len(imagination.store) >= self.world_model_warmup or imagination.store.is_full):
+        if n_rows > 0 and imagination.store.holds(self.world_model_warmup):
             usable = self._fit(imagination, progress_remaining)
         if n_rows > 0 and usable:
             # Up to rounding errors, the lowest number that is enough

@@ -364,7 +364,7 @@ class Imagination:
         low, high = float(min(map(np.min, returns))), float(max(map(np.max, returns)))
         margin = VALUE_MARGIN * (high - low)
         low, high = low - margin, high + margin
-        if self._earlier_range != UNKNOWN_RANGE and len(self.store) < n_transitions and not self.store.is_full:
+        if self._earlier_range != UNKNOWN_RANGE and not self.store.holds(n_transitions):
             low, high = min(low, self._earlier_range[0]), max(high, self._earlier_range[1])
         return low, high
 

@@ -73,10 +73,12 @@ class TrajectoryStore:
         """Number of transitions held."""
         return self._n_transitions
 
-    @property
-    def is_full(self) -> bool:
-        """Whether new transitions overwrite old ones."""
-        return bool(self.position.max() >= self.n_rows)
+    def holds(self, n_transitions: int) -> bool:
+        """
+        :param n_transitions: Number of transitions
+        :return: Whether there are so many, or as many as there is room for
+        """
+        return len(self) >= n_transitions or bool(self.position.max() >= self.n_rows)
 
     def _n_used(self) -> int:
         """Number of rows of a stream that were ever written."""

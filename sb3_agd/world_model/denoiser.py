@@ -2,8 +2,8 @@
 Networks of the world model. They see standardised values only and know nothing of noise schedules or guidance.
 
 A denoiser predicts the clean states and rewards of a segment from their noisy version, the noise level, the start
-state and the actions; one whose ``asks_policy`` is true also takes a policy in place of the actions. The termination
-classifier judges single transitions.
+state and the actions; one whose ``asks_policy`` is true also takes segments of any length, and a policy in place of the
+actions. The termination classifier judges single transitions.
 """
 
 import math
@@ -20,6 +20,14 @@ TIME_EMBEDDING_DIM = 16
 StandardisedPolicy = Callable[[th.Tensor, slice], th.Tensor]
 # Highest frequency of the time embedding, in radians per unit of time
 TIME_EMBEDDING_MAX_FREQUENCY = 1000.0
+
+
+def asks_policy(denoiser: nn.Module) -> bool:
+    """
+    :param denoiser: A denoiser, perhaps a user's
+    :return: Whether it walks along segments and can ask a policy on its way
+    """
+    return getattr(denoiser, "asks_policy", False)
 
 
 def time_embedding(time: th.Tensor) -> th.Tensor:

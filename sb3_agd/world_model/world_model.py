@@ -10,7 +10,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_agd.world_model.denoiser import DENOISERS, TerminationClassifier
+from sb3_agd.world_model.denoiser import DENOISERS, TerminationClassifier, asks_policy
 from sb3_agd.world_model.guides import Critic, Guide
 from sb3_agd.world_model.normalizer import Normalizer
 from sb3_agd.world_model.paths import PATHS, sample
@@ -199,7 +199,7 @@ class DiffusionWorldModel(nn.Module):
         before = self.observation_normalizer.clamp(states[:, :-1])
         denoiser = self.networks["denoiser"]
         # A network that does not walk sees whole segments
-        length = math.gcd(WALK_LENGTH, self.horizon) if getattr(denoiser, "asks_policy", False) else self.horizon
+        length = math.gcd(WALK_LENGTH, self.horizon) if asks_policy(denoiser) else self.horizon
         noisy, taken = (
             steps.reshape(-1, length, steps.shape[-1]) for steps in (self.path.add_noise(clean, noise, time), actions)
         )
@@ -327,7 +327,6 @@ class DiffusionWorldModel(nn.Module):
         states = observations[:, None].expand(-1, self.horizon + 1, -1)
         whole = slice(0, self.horizon)
         denoiser = self.ema_networks["denoiser"]
-        asks_policy = getattr(denoiser, "asks_policy", False)
         taken = observations.new_empty(len(observations), self.horizon, self.action_dim)
         guidance_lengths = []
 
@@ -343,7 +342,7 @@ class DiffusionWorldModel(nn.Module):
         def denoise(noisy: th.Tensor, time: float) -> th.Tensor:
             nonlocal states
             level = th.full((len(noisy),), time, device=noisy.device)
-            actions = act if asks_policy else self.action_normalizer(policy(states[:, :-1], whole))
+            actions = act if asks_policy(denoiser) else self.action_normalizer(policy(states[:, :-1], whole))
             clean = self._clamp(denoiser(noisy, level, start, actions))
             states = self._raw_states(observations, clean)
             return clean
@@ -376,7 +375,7 @@ class DiffusionWorldModel(nn.Module):
         clean = sample(self.path, denoise, noise, self.n_denoising_steps, generator, move, n_particles)
         states = self._raw_states(observations, clean)
         # The last walk along the segment led to these very states, and asked the policy there
-        actions = taken if asks_policy else policy(states[:, :-1], whole)
+        actions = taken if asks_policy(denoiser) else policy(states[:, :-1], whole)
         probabilities = self._termination_probabilities(states, actions)
         terminations = draw(th.rand, self.horizon) < probabilities
         self.guidance_norm = th.stack(guidance_lengths).mean().item() if guidance_lengths else 0.0
