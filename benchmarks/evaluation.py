@@ -12,8 +12,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
-# Evaluation episodes must differ from those of training
-EVALUATION_SEED_OFFSET = 10_000
+# Evaluation episodes differ from those of training, and from those of the runs with other seeds. Environments count up from
+# the seed that they are given
+EVALUATION_SEEDS = 10_000
 COLUMNS = ("timesteps", "return_mean", "return_std", "wall_seconds")
 
 
@@ -32,7 +33,7 @@ class TimedEvaluation(BaseCallback):
     def __init__(self, env_id: str, seed: int, eval_freq: int, eval_episodes: int, file: str | Path):
         super().__init__()
         # One environment per episode: all of them act at once, which takes a third of the time
-        self.eval_env: VecEnv = make_vec_env(env_id, n_envs=eval_episodes, seed=seed + EVALUATION_SEED_OFFSET)
+        self.eval_env: VecEnv = make_vec_env(env_id, n_envs=eval_episodes, seed=(seed + 1) * EVALUATION_SEEDS)
         self.eval_freq = eval_freq
         self.eval_episodes = eval_episodes
         self.file = Path(file)

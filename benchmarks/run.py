@@ -33,6 +33,8 @@ from benchmarks.suite import RESULTS, Run, Suite, is_complete
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("sb3_agd", "stable_baselines3", "sb3_contrib", "rl_zoo3", "gymnasium", "mujoco", "torch", "numpy")
+# What decides how a training goes
+CODE = ("sb3_agd", "hyperparams", "benchmarks/*.py", "benchmarks/suites", "setup.py", "constraints.txt")
 # What is shown of the log of a failed run
 LOG_LINES = 15
 # A run whose machine is lost is started again this many times on a cluster
@@ -75,13 +77,13 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit of the code, marked if tracked files other than results differ from it; outside of git ``"unknown"``."""
+    """The commit of the code, marked if files that runs depend on differ from it; outside of git ``"unknown"``."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
