@@ -15,7 +15,7 @@ from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
@@ -121,6 +121,19 @@ def test_imagined_actions_are_what_the_environment_would_receive(action_space: s
     assert segments.actions.dtype == action_space.dtype
     for action in segments.actions.reshape(-1, *action_space.shape):
         assert action_space.contains(action.astype(action_space.dtype))
+
+
+def test_random_seeds_of_sb3_reach_imagination(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    model.save(tmp_path / "model")
+    starts = model.env.reset()
+    model.set_random_seed(3)
+    expected = model.imagine(starts).actions
+    model.set_random_seed(3)
+    assert np.array_equal(model.imagine(starts).actions, expected)
+    for seed in (3, 4):
+        loaded = AGDPPO.load(tmp_path / "model", env=model.env, device="cpu", seed=seed)
+        assert np.array_equal(loaded.imagine(starts).actions, expected) == (seed == 3)
 
 
 def test_imagination_with_a_seed_repeats_itself_and_without_does_not() -> None:
@@ -311,6 +324,15 @@ def test_a_denoiser_of_ones_own_is_used_and_saved(tmp_path: Path) -> None:
     assert loaded.world_model.n_updates > model.world_model.n_updates
 
 
+def test_parameters_of_a_file_bring_a_trained_world_model(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    model.save(tmp_path / "model")
+    other = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"world_model_warmup": 1000})
+    other.set_parameters(tmp_path / "model")
+    other.learn(32)
+    assert other.rollout_buffer.n_imagined > 0 and other.world_model.n_updates == model.world_model.n_updates
+
+
 def test_loads_without_an_environment(tmp_path: Path) -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", guidance=ExponentialAdvantageGuide(), **SMALL).learn(64)
     model.save(tmp_path / "model")
@@ -328,6 +350,18 @@ def test_a_model_loaded_without_environment_imagines_with_the_normalisation_it_w
     segments = AGDPPO.load(tmp_path / "again", device="cpu").imagine(starts, guidance="eag", seed=1)
     assert np.array_equal(segments.observations, expected.observations)
     assert np.array_equal(segments.actions, expected.actions)
+
+
+def test_an_environment_to_evaluate_in_leaves_rewards_in_the_units_of_the_critic() -> None:
+    model = AGDPPO("MlpPolicy", VecNormalize(make_vec_env("Pendulum-v1", 2)), **SMALL).learn(128)
+    rewards = th.tensor([-8.0, -1.0])
+    expected = model.imagination.agent.rewards(rewards)
+    assert expected[0] > -8
+    model.env.training = model.env.norm_reward = False
+    assert th.equal(model.imagination.agent.rewards(rewards), expected)
+    # Training with raw rewards is another matter
+    model.learn(64, reset_num_timesteps=False)
+    assert th.equal(model.imagination.agent.rewards(rewards), rewards)
 
 
 def test_transitions_are_saved_and_loaded(tmp_path: Path) -> None:
@@ -405,7 +439,7 @@ def test_a_wrong_setting_is_refused_at_construction_by_name(name: str, value: An
         AGDPPO("MlpPolicy", "Pendulum-v1", **{name: value})
 
 
-@pytest.mark.parametrize("kwargs", [{"width": 0}, {"depth": 0}, {"network": "unet"}, {"ema_decay": 1.0}])
+@pytest.mark.parametrize("kwargs", [{"width": 0}, {"width": True}, {"depth": 0}, {"network": "unet"}, {"ema_decay": 1.0}])
 def test_a_wrong_world_model_argument_is_refused_at_construction_by_name(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(kwargs))}`"):
         AGDPPO("MlpPolicy", "Pendulum-v1", world_model_kwargs=kwargs)
@@ -429,6 +463,26 @@ def test_images_and_dicts_are_refused_at_construction(policy: str, space: spaces
 def test_discrete_spaces_that_do_not_begin_with_zero_are_refused_at_construction() -> None:
     with pytest.raises(ValueError, match=r"observation space.*begin with 0"):
         AGDPPO("MlpPolicy", ToyEnv(spaces.Discrete(3, start=1)))
+
+
+def test_a_world_model_that_was_never_trained_is_not_imagined_with() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
+    with pytest.raises(ValueError, match="The world model was not trained yet"):
+        model.imagine(np.zeros((2, 3)))
+
+
+def test_a_setting_that_the_world_model_was_built_with_cannot_change_unnoticed(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    for name, value in {"n_denoising_steps": 3, "world_model_buffer_size": 500, "world_model_kwargs": {"width": 7}}.items():
+        before = getattr(model, name)
+        setattr(model, name, value)
+        named = "width" if isinstance(value, dict) else name
+        with pytest.raises(ValueError, match=f"`{named}` was .* when the world model was built"):
+            model.learn(64)
+        setattr(model, name, before)
+    model.save(tmp_path / "model")
+    loaded = AGDPPO.load(tmp_path / "model", env=model.env, device="cpu", n_denoising_steps=3)
+    assert loaded.learn(64).world_model.n_denoising_steps == 3
 
 
 def test_imagine_refuses_bad_observations() -> None:
@@ -460,8 +514,9 @@ def test_guidance_that_would_do_nothing_is_refused() -> None:
 
 def test_the_callback_is_refused_where_it_does_not_see_each_step() -> None:
     model = A2C("MlpPolicy", ToyEnv(), n_steps=32, rollout_buffer_class=AugmentedRolloutBuffer)
-    with pytest.raises(ValueError, match="GuidanceCallback must see each step: within EveryNTimesteps"):
-        model.learn(64, EveryNTimesteps(32, GuidanceCallback()))
+    for callback in (GuidanceCallback(), CallbackList([GuidanceCallback()])):
+        with pytest.raises(ValueError, match="GuidanceCallback must see each step: within EveryNTimesteps"):
+            model.learn(64, EveryNTimesteps(32, callback))
 
 
 # Bad data
@@ -503,7 +558,8 @@ def test_training_goes_on_with_vec_normalize_after_bad_numbers(what: str, step: 
 
 
 def test_a_bad_action_names_the_environment_and_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = AGDPPO("MlpPolicy", DummyVecEnv([ToyEnv, ToyEnv]), **SMALL)
+    # Whose next observation is bad then, too
+    model = AGDPPO("MlpPolicy", make_vec_env("Pendulum-v1", 2), **SMALL)
     forward = model.policy.forward
 
     def bad(observations: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
@@ -597,7 +653,7 @@ def test_the_critic_is_trusted_as_far_as_it_explains_the_returns() -> None:
 
 
 def test_imagination_starts_from_recent_states(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_agd.agdppo.imagination.RECENT_TRANSITIONS", 16)
+    monkeypatch.setattr("sb3_agd.agdppo.imagination.RECENT_ROWS", 16)
     numbers = itertools.count()
     env = ToyEnv(spaces.Box(0, 1e3, (1,)), episode_length=1000, observe=lambda _: np.array([next(numbers)], dtype=np.float32))
     model = AGDPPO("MlpPolicy", env, **SMALL).learn(64)
@@ -931,6 +987,12 @@ def test_a_second_guidance_callback_is_refused() -> None:
         AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(32, GuidanceCallback())
 
 
+def test_numbers_may_be_numpys() -> None:
+    numbers = {"guidance_scale": np.float32(1), "synthetic_ratio": np.int64(2), "world_model_learning_rate": np.float32(1e-3)}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | numbers).learn(64)
+    assert model.rollout_buffer.n_imagined > 0
+
+
 def test_schedules_are_followed() -> None:
     model = AGDPPO(
         "MlpPolicy",
@@ -1095,6 +1157,31 @@ def test_logs_its_figures(n_particles: int) -> None:
     assert expected == {key.removeprefix("agd/") for key in last if key.startswith("agd/")}
     assert all(np.isfinite(last[f"agd/{key}"]) for key in expected)
     assert 0 < last["agd/fit_time_share"] + last["agd/imagine_time_share"] < 1
+
+
+def test_figures_of_imagination_are_not_logged_without_it() -> None:
+    recorder = Recorder()
+    arguments = SMALL | {"n_particles": 1, "synthetic_ratio": lambda progress: 1.0 if progress > 0.5 else 0.0}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **arguments)
+    model.set_logger(Logger(None, [recorder]))
+    model.learn(128)
+    for figure in ("guidance_norm", "masked_share"):
+        assert [f"agd/{figure}" in row for row in recorder.rows if "agd/n_imagined" in row] == [True, False, False, False]
+
+
+def test_tells_when_imagination_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    AGDPPO("MlpPolicy", "Pendulum-v1", verbose=1, **SMALL | {"world_model_warmup": 64}).learn(128)
+    assert capsys.readouterr().out.count("Imagination begins after 64 steps") == 1
+
+
+def test_real_and_imagined_rows_have_the_same_discount_factor() -> None:
+    advantages = []
+    for gamma in (0.99, 0.5):
+        model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
+        # SB3 keeps to the one that the buffer was made with
+        model.gamma = gamma
+        advantages.append(model.learn(64).rollout_buffer.imagined.advantages)
+    assert th.equal(*advantages)
 
 
 def test_advantages_correlate_if_and_only_if_what_is_imagined_happens(monkeypatch: pytest.MonkeyPatch) -> None:

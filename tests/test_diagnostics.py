@@ -139,7 +139,7 @@ def test_recorded_segments_take_the_place_of_replayed_ones(tmp_path: Path) -> No
 
 def test_bad_input_is_refused_by_name(tmp_path: Path) -> None:
     model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL)
-    with pytest.raises(ValueError, match="never trained its world model"):
+    with pytest.raises(ValueError, match="The world model was not trained yet"):
         imagination_report(model, ToyEnv, tmp_path)
     model.learn(64)
     with pytest.raises(ValueError, match="`n_starts` must be at least 2, not 1"):

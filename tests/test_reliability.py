@@ -3,8 +3,10 @@
 import copy
 import errno
 import os
+import time
 import warnings
 import zipfile
+from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -21,6 +23,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_agd import AGDPPO, AugmentedRolloutBuffer, GuidanceCallback
+from sb3_agd.agdppo.files import save_vec_normalize
+from sb3_agd.agdppo.resuming import drain
 from sb3_agd.agdppo.trajectory_store import TrajectoryStore
 
 # Files
@@ -51,6 +55,16 @@ def test_a_crash_while_saving_keeps_the_file_that_was_there(tmp_path: Path, monk
                 save(tmp_path / name)
             assert raised.value.errno == errno.ENOSPC
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_crash_while_saving_statistics_keeps_those_that_were_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = VecNormalize(DummyVecEnv([ToyEnv]))
+    save_vec_normalize(env, tmp_path / "vecnormalize.pkl")
+    before = (tmp_path / "vecnormalize.pkl").read_bytes()
+    monkeypatch.setattr("pickle.dump", full_disk)
+    with pytest.raises(OSError, match="No space left on device: nothing was saved; the file that was there is intact"):
+        save_vec_normalize(env, tmp_path / "vecnormalize.pkl")
+    assert (tmp_path / "vecnormalize.pkl").read_bytes() == before
 
 
 def test_a_link_to_a_file_stays_one(tmp_path: Path) -> None:
@@ -138,9 +152,12 @@ def test_the_world_model_of_a_file_cannot_run_code(saved: Path, tmp_path: Path) 
     assert not (tmp_path / "harm").exists()
 
 
-def test_a_missing_file_is_just_that() -> None:
+def test_a_file_that_cannot_be_read_is_just_that(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.zip"):
         AGDPPO.load("nowhere.zip")
+    (tmp_path / "folder.zip").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder\.zip"):
+        AGDPPO.load(tmp_path / "folder.zip")
 
 
 # Bad numbers
@@ -237,6 +254,26 @@ def test_weights_and_optimiser_of_a_world_model_that_diverged_are_those_of_befor
     assert np.isfinite(list(model.imagination.fit(3, 16, 1e-3).values())).all()
 
 
+def test_ctrl_c_while_a_world_model_diverges_leaves_the_weights_of_before() -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(32)
+    weights = {name: value.clone() for name, value in model.world_model.state_dict().items()}
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.imagination.fit(3, 16, 1e38, lambda: interrupt() if not_finite(model.world_model) else None)
+    assert all(th.equal(value, weights[name]) for name, value in model.world_model.state_dict().items())
+
+
+def not_finite(module: th.nn.Module) -> bool:
+    """
+    :param module: Networks
+    :return: Whether a weight of them is NaN or infinite
+    """
+    return not all(tensor.isfinite().all() for tensor in module.state_dict().values())
+
+
 # Interrupted runs
 
 
@@ -308,6 +345,23 @@ def test_ctrl_c_within_a_step_stores_no_transition_that_never_happened(step: int
     assert th.equal(states[:, 1], states[:, 0] + 1)
 
 
+def test_ctrl_c_while_environments_are_reset_stores_no_transition_that_never_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(observe=lambda steps: np.full(3, steps, dtype=np.float32)), **SMALL).learn(32)
+    reset = model.env.reset
+
+    def interrupted() -> None:
+        reset()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model.env, "reset", interrupted)
+        model.learn(32)
+    model.learn(64, reset_num_timesteps=False)
+    states = states_of_all_transitions(model.replay_buffer)[..., 0]
+    assert len(states) > 64
+    assert th.equal(states[:, 1], states[:, 0] + 1)
+
+
 @pytest.mark.parametrize("step", [25, 40, 45])
 def test_the_callback_stores_no_transition_either_that_never_happened(step: int) -> None:
     callback = GuidanceCallback(horizon=4, world_model_warmup=0, world_model_gradient_steps=2)
@@ -341,6 +395,8 @@ def test_ctrl_c_while_other_processes_step_leaves_a_model_that_learns_on() -> No
     env.step_wait = interrupted
     with pytest.raises(KeyboardInterrupt):
         model.learn(200)
+    # Whoever closes the environments now does not wait for an answer that was taken already
+    assert not env.waiting
     env.step_wait = step_wait
     for _ in range(2):
         model.learn(64, reset_num_timesteps=False)
@@ -348,6 +404,30 @@ def test_ctrl_c_while_other_processes_step_leaves_a_model_that_learns_on() -> No
     states = states_of_all_transitions(model.replay_buffer)
     # Positions move by a fiftieth of the velocity
     assert th.allclose(states[:, 1, 0], states[:, 0, 0] + 0.02 * states[:, 0, 1], atol=1e-6)
+
+
+def test_no_answer_of_an_interrupted_process_is_taken_for_another_one() -> None:
+    env = SubprocVecEnv([partial(ToyEnv, reward=slow)] * 2)
+    actions = np.zeros((2, 2), dtype=np.float32)
+    env.reset()
+    env.step_async(actions)
+    drain(env)
+    for remote in env.remotes:
+        remote.send(("reset", (None, {})))
+    drain(env)
+    assert env.reset().shape == (2, 3)
+    _, rewards, _, _ = env.step(actions)
+    env.close()
+    assert rewards.tolist() == [1.0, 1.0]
+
+
+def slow(step: int) -> float:
+    """
+    :param step: Number of the step
+    :return: The reward, after a while
+    """
+    time.sleep(0.2)
+    return 1.0
 
 
 def test_a_dead_worker_is_named_and_leaves_a_usable_model(tmp_path: Path) -> None:
@@ -363,7 +443,8 @@ def test_a_dead_worker_is_named_and_leaves_a_usable_model(tmp_path: Path) -> Non
     model = AGDPPO("MlpPolicy", env, **SMALL)
     with pytest.raises(RuntimeError, match=r"environments \[1\] have died at step 80.*can be saved"):
         model.learn(1000, callback=kill)
-    env.processes[0].kill()
+    with suppress(BrokenPipeError):
+        env.close()
     model.save(tmp_path / "model.zip")
     env = make_env()
     model.set_env(env)

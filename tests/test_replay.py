@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from sb3_agd import AGDPPO, ExponentialAdvantageGuide
 from sb3_agd.agdppo import imagination, replay
 from sb3_agd.agdppo.replay import Simulator, segment_advantages
+from sb3_agd.agdppo.snapshots import Snapshot, env_layers
 from sb3_agd.agdppo.spaces import make_codec
 from sb3_agd.world_model import Critic, Segments
 
@@ -183,6 +184,21 @@ def test_what_cannot_be_put_back_is_not_probed(monkeypatch: pytest.MonkeyPatch, 
     _, rows = train(env, monkeypatch, 1)
     assert not any("agd/true_gain" in row for row in rows)
     assert not any("cannot be pickled" in str(warning.message) for warning in recwarn)
+
+
+class WriteOnly(Exception):
+    """Can be pickled, but not be read again."""
+
+    def __init__(self, what: str, why: str):
+        super().__init__(what)
+        self.why = why
+
+
+def test_what_cannot_be_read_again_is_neither_probed_nor_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = DummyVecEnv([lambda: Curriculum(gym.make("Hopper-v5"), {"steps": 0}, log=WriteOnly("lost", "why"))])
+    _, rows = train(env, monkeypatch, 1)
+    assert not any("agd/true_gain" in row for row in rows)
+    assert Snapshot.of(env_layers(env.envs[0])).left_out == ["Curriculum.log"]
 
 
 def test_the_true_gain_is_the_claimed_one_if_the_world_model_is_the_simulator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch as th
 from environments import SMALL, ToyEnv
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import EvalCallback, EveryNTimesteps
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
@@ -28,7 +28,15 @@ def train_with_checkpoints(make_env: Callable[[], VecEnv], folder: Path, **kwarg
     :param kwargs: Settings
     :return: Model after all steps
     """
-    model = AGDPPO("MlpPolicy", make_env(), **{**SMALL, **kwargs})
+    return with_checkpoints(AGDPPO("MlpPolicy", make_env(), **{**SMALL, **kwargs}), folder)
+
+
+def with_checkpoints(model: AGDPPO, folder: Path) -> AGDPPO:
+    """
+    :param model: A model
+    :param folder: Where checkpoints go
+    :return: The model after all steps
+    """
     return model.learn(STEPS, callback=ResumableCheckpointCallback(SAVE_FREQ // model.n_envs, str(folder)))
 
 
@@ -42,7 +50,8 @@ def resume(make_env: Callable[[], VecEnv], folder: Path, steps: int) -> AGDPPO:
     # As in a fresh process, whose global generators are anywhere
     th.manual_seed(12345)
     np.random.seed(12345)
-    model = AGDPPO.load(folder / f"rl_model_{steps}_steps", make_env(), force_reset=False)
+    # RL-Zoo gives the seed once more
+    model = AGDPPO.load(folder / f"rl_model_{steps}_steps", make_env(), force_reset=False, seed=SMALL["seed"])
     model.load_replay_buffer(folder / f"rl_model_replay_buffer_{steps}_steps.pkl", truncate_last_traj=False)
     return model.learn(STEPS - model.num_timesteps, reset_num_timesteps=False)
 
@@ -110,6 +119,35 @@ def make_toy(n_envs: int = 1, **kwargs: Any) -> VecEnv:
     env = DummyVecEnv([lambda: ToyEnv(episode_length=50, **kwargs)] * n_envs)
     env.seed(0)
     return env
+
+
+def test_a_run_that_began_with_a_loaded_agent_is_resumed_bit_for_bit_as_well(tmp_path: Path) -> None:
+    def make_env() -> VecEnv:
+        return make_vec_env("Pendulum-v1", seed=3)
+
+    AGDPPO("MlpPolicy", make_env(), **SMALL).learn(64).save(tmp_path / "first")
+    # Without its transitions: what bounds the values comes from the file for a while
+    model = with_checkpoints(AGDPPO.load(tmp_path / "first", make_env()), tmp_path)
+    resumed = resume(make_env, tmp_path, 96)
+    assert model.imagination.earlier_range[0] > -np.inf
+    assert resumed.imagination.earlier_range == model.imagination.earlier_range
+    assert_equal_runs(model, resumed)
+
+
+def test_a_run_that_fails_before_its_first_step_can_still_be_resumed(tmp_path: Path) -> None:
+    class Failing(BaseCallback):
+        def _init_callback(self) -> None:
+            raise RuntimeError("not now")
+
+        def _on_step(self) -> bool:
+            return True
+
+    model = train_with_checkpoints(make_toy, tmp_path)
+    resumed = AGDPPO.load(tmp_path / "rl_model_96_steps", make_toy(), force_reset=False)
+    resumed.load_replay_buffer(tmp_path / "rl_model_replay_buffer_96_steps.pkl", truncate_last_traj=False)
+    with pytest.raises(RuntimeError, match="not now"):
+        resumed.learn(160, callback=Failing(), reset_num_timesteps=False)
+    assert_equal_runs(model, resumed.learn(160, reset_num_timesteps=False))
 
 
 def test_without_the_transitions_a_run_goes_on_but_not_as_it_would_have(tmp_path: Path) -> None:
@@ -182,9 +220,10 @@ def test_checkpoints_where_they_cannot_be_written_are_refused(tmp_path: Path) ->
     within_eval = ResumableCheckpointCallback(1, str(tmp_path))
     for callback in (
         EveryNTimesteps(32, ResumableCheckpointCallback(1, str(tmp_path))),
+        EveryNTimesteps(32, CallbackList([ResumableCheckpointCallback(1, str(tmp_path))])),
         EvalCallback(DummyVecEnv([ToyEnv]), eval_freq=32, callback_on_new_best=within_eval),
     ):
-        with pytest.raises(ValueError, match=f"counts by itself.*within {type(callback).__name__}"):
+        with pytest.raises(ValueError, match=f"must see each step: within {type(callback).__name__}"):
             AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64, callback)
     with pytest.raises(ValueError, match="for AGDPPO, not for PPO"):
         PPO("MlpPolicy", ToyEnv(), n_steps=32).learn(64, ResumableCheckpointCallback(32, str(tmp_path)))
@@ -210,6 +249,49 @@ def test_a_saved_model_learns_on_like_the_live_one(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_due_in_the_last_rollout_is_written_at_the_end(tmp_path: Path) -> None:
     AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64, ResumableCheckpointCallback(50, str(tmp_path)))
     assert (tmp_path / "rl_model_64_steps.zip").is_file()
+
+
+def test_no_checkpoint_is_written_in_the_midst_of_a_rollout_or_an_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = ResumableCheckpointCallback(10, str(tmp_path))
+    model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL)
+    # A callback ends the second rollout early
+    model.learn(64, [checkpoints, lambda_callback(lambda steps: steps < 50)])
+    assert [path.name for path in tmp_path.glob("*.zip")] == ["rl_model_32_steps.zip"]
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(64, checkpoints)
+    # RL-Zoo ends the progress bar so, which may be the checkpoints
+    checkpoints.on_training_end()
+    assert [path.name for path in tmp_path.glob("*.zip")] == ["rl_model_32_steps.zip"]
+
+
+def lambda_callback(goes_on: Callable[[int], bool]) -> BaseCallback:
+    """
+    :param goes_on: Whether training goes on after so many steps
+    :return: A callback for that
+    """
+    return ConvertCallback(lambda local_variables, _: goes_on(local_variables["self"].num_timesteps))
+
+
+def test_an_agent_of_an_earlier_run_is_not_taken_for_that_of_new_transitions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_with_checkpoints(make_toy, tmp_path)
+    monkeypatch.setattr(AGDPPO, "save", lambda *_: interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        train_with_checkpoints(make_toy, tmp_path)
+    assert (tmp_path / "rl_model_replay_buffer_96_steps.pkl").is_file()
+    assert not (tmp_path / "rl_model_96_steps.zip").exists()
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def test_environments_in_other_processes_begin_new_episodes(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 import rl_zoo3
 import torch as th
 import yaml
+from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CheckpointCallback
 
@@ -202,6 +203,25 @@ def test_a_users_own_checkpoints_stay_as_they_are(tmp_path: Path, monkeypatch: p
     (tmp_path / "own.yml").write_text(yaml.safe_dump(settings))
     manager.setup_experiment()
     assert [type(callback) for callback in manager.callbacks] == [OwnCheckpoints, ResumableCheckpointCallback]
+
+
+def test_interrupted_processes_do_not_cost_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = AGDExperimentManager(argparse.Namespace(), "agdppo", "CartPole-v1", str(tmp_path))
+
+    def close_interrupted(*_: Any) -> None:
+        raise BrokenPipeError("closing processes that Ctrl-C has ended")
+
+    def close_after_failure(*_: Any) -> None:
+        try:
+            raise RuntimeError("a process has died")
+        finally:
+            close_interrupted()
+
+    monkeypatch.setattr(ExperimentManager, "learn", close_interrupted)
+    manager.learn(PPO("MlpPolicy", "CartPole-v1"))
+    monkeypatch.setattr(ExperimentManager, "learn", close_after_failure)
+    with pytest.raises(RuntimeError, match="a process has died"):
+        manager.learn(PPO("MlpPolicy", "CartPole-v1"))
 
 
 def test_the_users_file_comes_first_and_the_zoos_last(tmp_path: Path) -> None:

@@ -138,10 +138,14 @@ def test_a_killed_run_is_resumed_from_its_checkpoint_bit_for_bit(tmp_path: Path)
 
 def test_sigterm_ends_training_with_saving_the_agent(tmp_path: Path) -> None:
     process = start(
-        tmp_path, [*TRAIN, "-n", "100000", "--eval-freq", "-1", "--save-freq", "64", "-f", "logs", "-params", *TINY]
+        tmp_path,
+        [
+            *(*TRAIN, "-n", "100000", "--eval-freq", "-1", "--save-freq", "64", "-f", "logs", "--vec-env", "subproc"),
+            *("-params", *TINY, "n_envs:2"),
+        ],
     )
     folder = tmp_path / "logs" / "agdppo" / f"{ENV}_1"
-    assert wait_for((folder / "rl_model_64_steps.zip").is_file)
+    assert wait_for(lambda: list(folder.glob("rl_model_*_steps.zip")))
     process.terminate()
     finish(process)
     assert load(folder).num_timesteps < 100_000

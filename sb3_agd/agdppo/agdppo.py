@@ -82,7 +82,8 @@ class AGDPPO(PPO):
     :param n_particles: Segments that are imagined for each one that is kept. With more than 1, the guide does not move
         states: one of them is drawn, with a probability that grows with its objective. With 1, the guide moves the
         states along the gradient of its objective, as in the paper
-    :param horizon: Number of transitions of an imagined segment
+    :param horizon: Number of transitions of an imagined segment, best 1, 2 or a multiple of 4, see
+        :class:`DiffusionWorldModel`
     :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the current
         progress remaining (from 1 to 0). While it is 0, the world model is not trained either
     :param real_data_ratio: Share of the real transitions in each epoch, at least: where there are fewer, they are repeated.
@@ -202,6 +203,8 @@ class AGDPPO(PPO):
         self.file_format = FILE_FORMAT
         # Only in checkpoints, and between loading one and the start of training
         self.run_state: RunState | None = None
+        # Whether the newest training ended with an interrupt or an error
+        self.is_interrupted = False
 
         if _init_setup_model:
             self._setup_model()
@@ -227,8 +230,7 @@ class AGDPPO(PPO):
 
     def _make_guidance_callback(self) -> GuidanceCallback:
         """
-        :return: A callback with the present values of all settings. Those of the world model itself count where one is
-            built
+        :return: A callback with the present values of all settings
         :raises ValueError: If a setting is invalid
         """
         return GuidanceCallback(
@@ -252,14 +254,13 @@ class AGDPPO(PPO):
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         guidance_callback = self._make_guidance_callback()
-        guidance_callback.imagination = self.imagination
+        guidance_callback.go_on_with(self.imagination)
         guidance_callback.progress_bar = progress_bar
         if isinstance(callback, list):
             callback = CallbackList(callback)
         elif not isinstance(callback, BaseCallback):
             callback = ConvertCallback(callback)
-        resuming = [] if self.run_state is None else [ResumeCallback(self.run_state)]
-        self.run_state = None
+        resuming = [] if self.run_state is None else [ResumeCallback()]
         # Before the user's callbacks: a checkpoint holds the step that it was taken at
         return super()._init_callback(CallbackList([*resuming, guidance_callback, callback]), progress_bar)
 
@@ -272,7 +273,8 @@ class AGDPPO(PPO):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps or self._last_obs is None:
-            # The environments are about to be reset: this is a new run
+            # The environments are about to be reset: this is a new run. If that is interrupted, they must be once more
+            self._last_obs = None
             self.run_state = None
         elif self.run_state is not None and self.run_state.environments is None:
             # The episodes that were under way are lost
@@ -289,7 +291,9 @@ class AGDPPO(PPO):
         try:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         except BaseException:
-            # The environments may have taken a step that nobody took note of: the next training resets them
+            # The environments may have taken a step that nobody took note of: the next training resets them, unless they are
+            # closed before
+            drain(env)
             self._last_obs = None
             self.imagination.begin_episodes()
             raise
@@ -303,6 +307,7 @@ class AGDPPO(PPO):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfAGDPPO:
+        self.is_interrupted = False
         try:
             return super().learn(
                 total_timesteps=total_timesteps,
@@ -312,17 +317,38 @@ class AGDPPO(PPO):
                 reset_num_timesteps=reset_num_timesteps,
                 progress_bar=progress_bar,
             )
-        except (EOFError, ConnectionError) as error:
-            processes = getattr(getattr(self.env, "unwrapped", None), "processes", [])
-            # A pipe breaks a moment before its process is known to be dead
-            wait([process.sentinel for process in processes], timeout=1)
-            dead = [index for index, process in enumerate(processes) if not process.is_alive()]
-            if not dead:
-                raise
+        except BaseException as error:
+            self.is_interrupted = True
+            if isinstance(error, (EOFError, ConnectionError)):
+                self._name_dead_processes(error)
+            raise
+
+    def _name_dead_processes(self, error: EOFError | ConnectionError) -> None:
+        """
+        :param error: What came of the connection to an environment in another process
+        :raises RuntimeError: If such processes have died
+        """
+        processes = getattr(getattr(self.env, "unwrapped", None), "processes", [])
+        # A pipe breaks a moment before its process is known to be dead
+        wait([process.sentinel for process in processes], timeout=1)
+        dead = [index for index, process in enumerate(processes) if not process.is_alive()]
+        if dead:
             raise RuntimeError(
                 f"The processes of environments {dead} have died at step {self.num_timesteps}. The model is intact: it can be "
                 "saved, or go on with `set_env` and `learn(..., reset_num_timesteps=False)`"
             ) from error
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Set the seed of the pseudo-random generators (python, numpy, pytorch, gym, action_space), and of the private one of
+        imagination.
+
+        :param seed: ``None`` to leave them as they are
+        """
+        super().set_random_seed(seed)
+        # While the model is built, there is none yet
+        if seed is not None and hasattr(self, "imagination"):
+            self.imagination.state.rng = np.random.default_rng(seed)
 
     @property
     def world_model(self) -> DiffusionWorldModel:
@@ -344,7 +370,9 @@ class AGDPPO(PPO):
         """
         Imagine one segment from each of the given states with the current policy.
 
-        :param observations: Observations as the environment gives them, never normalised, shape (B, observation_dim)
+        :param observations: Observations as the environment gives them, not as ``VecNormalize`` does, shape
+            (B, observation_dim). With another wrapper around ``VecNormalize``, frame stacking for example, those that this
+            one puts out
         :param guidance: See the constructor; ``None`` for the model's own
         :param guidance_scale: Strength of the guidance, taken as it is; ``None`` for the model's own at the current
             progress
@@ -352,7 +380,7 @@ class AGDPPO(PPO):
         :return: Segments in raw environment units: ``observations`` (B, H + 1, observation_dim) with the given
             states first, ``actions`` (B, H, action_dim) as the environment would receive them, ``rewards``,
             ``terminations`` and ``mask``, each (B, H). What lies behind a termination is masked
-        :raises ValueError: If an argument is invalid
+        :raises ValueError: If an argument is invalid, or the world model was not trained yet
         """
         codec, action_codec = self.imagination.observation_codec, self.imagination.action_codec
         observations = np.asarray(observations)
@@ -370,6 +398,7 @@ class AGDPPO(PPO):
             starts = th.as_tensor(codec.encode(observations), device=self.device)
         except ValueError as error:
             raise ValueError(f"`observations` must be of {self.observation_space}. {error}") from None
+        self.imagination.check_trained()
         generator = self.imagination.generator(seed)
         progress_remaining = max(0.0, self._current_progress_remaining)
         segments, _ = self.imagination.imagine(starts, guide, scale(progress_remaining), self.n_particles, generator)
@@ -406,13 +435,17 @@ class AGDPPO(PPO):
             :class:`ResumableCheckpointCallback` goes on in the midst of its episodes
         :param kwargs: Settings to change
         :return: New model
+        :raises OSError: If the file cannot be read
         :raises ValueError: If the file is damaged or does not fit
         """
         try:
             model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+            if kwargs.get("seed") is not None and model.run_state is None:
+                # The private generator in the file comes from another seed, but a run that is resumed goes on with it
+                model.set_random_seed(kwargs["seed"])
             if model.file_format > FILE_FORMAT:
                 raise ValueError(newer_format(model.file_format))
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, PermissionError):
             raise
         except Exception as error:  # Damaged and foreign files raise errors of many kinds
             reason = explain_misfit(path, error) if isinstance(path, (str, pathlib.Path)) else str(error)

@@ -1,6 +1,7 @@
 """Files of agents: written so that nothing is lost, and read with clear errors."""
 
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import IO
 
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.vec_env import VecNormalize
 
 # Changes whenever a file can no longer be read by earlier versions of this package
 FILE_FORMAT = 1
@@ -44,6 +46,18 @@ def replaced_file(path: str | Path, suffix: str) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def save_vec_normalize(env: VecNormalize, save_path: str | Path) -> None:
+    """
+    ``VecNormalize.save``, which never destroys the file that was there.
+
+    :param env: The wrapper
+    :param save_path: Path to the file
+    :raises OSError: If it cannot be written
+    """
+    with replaced_file(save_path, suffix="pkl") as file:
+        pickle.dump(env, file)
 
 
 def newer_format(file_format: int) -> str:

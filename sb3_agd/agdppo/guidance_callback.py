@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback, EventCallback
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from sb3_agd.agdppo.imagination import Imagination, ImaginationState
 from sb3_agd.agdppo.replay import GuidanceProbe
-from sb3_agd.agdppo.resuming import drain
+from sb3_agd.agdppo.resuming import check_sees_each_step, drain
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.world_model import DiffusionWorldModel, Guide
 from sb3_agd.world_model.guides import GUIDES
-from sb3_agd.world_model.world_model import TerminationFn, check_arguments
+from sb3_agd.world_model.world_model import TerminationFn, check_arguments, check_integer
 
 # The first fit takes this many times the updates of the later ones
 WARMUP_FITS = 5
@@ -46,17 +46,6 @@ def make_guide(guidance: str | Guide) -> Guide | None:
     return GUIDES[guidance]()
 
 
-def check_integer(name: str, value: Any, minimum: int) -> None:
-    """
-    :param name: Name of an argument
-    :param value: Its value
-    :param minimum: Its lowest valid value
-    :raises ValueError: If the value is not an integer of at least the minimum
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise ValueError(f"`{name}` must be an integer of at least {minimum}, not {value!r}")
-
-
 def make_schedule(name: str, value: float | Schedule, positive: bool = False) -> Schedule:
     """
     :param name: Name of an argument
@@ -75,7 +64,8 @@ def make_schedule(name: str, value: float | Schedule, positive: bool = False) ->
 
     if not callable(value):
         check(value, positive)
-    schedule = FloatSchedule(value)
+    # SB3 knows no numbers of numpy's
+    schedule = FloatSchedule(value if callable(value) else float(value))
     check(schedule(1.0), positive)
     return lambda progress_remaining: check(schedule(progress_remaining))
 
@@ -98,7 +88,8 @@ class GuidanceCallback(BaseCallback):
     :param n_particles: Segments that are imagined for each one that is kept. With more than 1, the guide does not move
         states: one of them is drawn, with a probability that grows with its objective. With 1, the guide moves the
         states along the gradient of its objective, as in the paper
-    :param horizon: Number of transitions of an imagined segment
+    :param horizon: Number of transitions of an imagined segment, best 1, 2 or a multiple of 4, see
+        :class:`DiffusionWorldModel`
     :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the remaining
         progress. With 0, the world model is not trained either
     :param real_data_ratio: Share of the real transitions in each epoch, at least: where there are fewer, they are repeated.
@@ -118,7 +109,7 @@ class GuidanceCallback(BaseCallback):
         arrays ``(observations, actions, next_observations)`` in raw units with one row per transition and returns
         one boolean per row
     :param progress_bar: Show a progress bar while the world model is fitted for the first time
-    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :param verbose: Verbosity level: 0 for no output, 1 to say when the world model is used for the first time
     :raises ValueError: If an argument is invalid
     """
 
@@ -215,12 +206,23 @@ class GuidanceCallback(BaseCallback):
         self.imagination = Imagination(model, self.world_model_buffer_size, self.world_model_kwargs, state)
         return self.imagination
 
+    def go_on_with(self, imagination: Imagination) -> None:
+        """
+        :param imagination: World model and data to work with, built by an earlier callback
+        :raises ValueError: If it was built with other settings
+        """
+        settings = {"world_model_buffer_size": self.world_model_buffer_size, **self.world_model_kwargs}
+        for name in settings | imagination.settings:
+            before, now = imagination.settings.get(name), settings.get(name)
+            if before != now:
+                raise ValueError(
+                    f"`{name}` was {before} when the world model was built, and cannot be {now} now. To change it, make a new "
+                    f"model, or save this one and load it with it: `AGDPPO.load(file, env, {name}=...)`"
+                )
+        self.imagination = imagination
+
     def _init_callback(self) -> None:
-        if isinstance(self.parent, EventCallback):
-            raise ValueError(
-                f"GuidanceCallback must see each step: within {type(self.parent).__name__} it does not. Pass it to `learn` "
-                "directly or in a list"
-            )
+        check_sees_each_step(self)
         if not isinstance(self.model, OnPolicyAlgorithm) or not isinstance(self.model.rollout_buffer, AugmentedRolloutBuffer):
             raise ValueError(
                 f"GuidanceCallback needs an on-policy algorithm with `rollout_buffer_class=AugmentedRolloutBuffer`, "
@@ -238,6 +240,7 @@ class GuidanceCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         assert self.imagination is not None
+        check_sees_each_step(self)
         self._iteration_start = time.perf_counter()
         if self._is_training:
             # The last training was interrupted, perhaps in the midst of a step that nobody took note of
@@ -274,10 +277,10 @@ class GuidanceCallback(BaseCallback):
         # None also where a schedule comes close to 0 without getting there
         n_rows = round(ratio * buffer.buffer_size * buffer.n_envs)
         self._seconds = {"fit": 0.0, "imagine": 0.0}
-        if n_rows > 0 and imagination.state.fitted:
-            self._test(imagination)
         # A model loaded without its transitions imagines at once, but must not forget on a handful of new ones
-        usable = imagination.state.fitted
+        usable = self.world_model.is_trained
+        if n_rows > 0 and usable:
+            self._test(imagination)
         if n_rows > 0 and imagination.store.holds(self.world_model_warmup):
             usable = self._fit(imagination, progress_remaining)
         if n_rows > 0 and usable:
@@ -288,6 +291,8 @@ class GuidanceCallback(BaseCallback):
                 scale = self.guidance_scale(progress_remaining)
                 gains = self._probe.measure(self.guide, scale, self.n_particles)
                 masked = imagination.augment(buffer, self.guide, scale, self.n_particles, n_rows, n_repeats)
+            if self.n_particles == 1:
+                gains["guidance_norm"] = self.world_model.guidance_norm
             for name, figure in {**gains, "masked_share": masked}.items():
                 self.logger.record(f"agd/{name}", figure)
         self._log(imagination, buffer)
@@ -333,7 +338,7 @@ class GuidanceCallback(BaseCallback):
         :param progress_remaining: Remaining progress, from 1 to 0
         :return: Whether it worked and left a model that knows anything: if not, this rollout has to do with real data only
         """
-        first = not imagination.state.fitted
+        first = not self.world_model.is_trained
         gradient_steps = self.world_model_gradient_steps * (WARMUP_FITS if first else 1)
         with (
             self._timed("fit"),
@@ -354,6 +359,8 @@ class GuidanceCallback(BaseCallback):
         diverged = losses["denoising_loss"] > MAX_LOSS
         if diverged:
             self._warn_once("loss", f"The world model has diverged: its loss is {losses['denoising_loss']:.3g}")
+        elif first and self.verbose >= 1:
+            print(f"Imagination begins after {self.num_timesteps} steps")
         return not diverged
 
     @contextmanager
@@ -379,8 +386,6 @@ class GuidanceCallback(BaseCallback):
         self.logger.record("agd/real_advantage_mean", float(buffer.advantages.mean()))
         if buffer.imagined is not None and buffer.n_imagined > 0:
             self.logger.record("agd/imagined_advantage_mean", buffer.imagined.advantages.mean().item())
-        if self.n_particles == 1:
-            self.logger.record("agd/guidance_norm", imagination.world_model.guidance_norm)
         self.logger.record("agd/critic_trust", imagination.state.critic_trust)
         for name, seconds in self._seconds.items():
             self.logger.record(f"agd/{name}_time_share", seconds / duration)

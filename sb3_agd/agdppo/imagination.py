@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,8 @@ from sb3_agd.agdppo.trajectory_store import TrajectoryStore, WindowSource
 from sb3_agd.world_model import Critic, DiffusionWorldModel, Guide, Segments
 from sb3_agd.world_model.guides import select_particles
 
-# Imagination starts from states among this many newest transitions: older ones come from policies that are no more
-RECENT_TRANSITIONS = 20_000
+# Imagination starts from states among this many newest rows of the store: older ones come from policies that are no more
+RECENT_ROWS = 20_000
 # The world model is trained on this many newest rollouts in particular. Values are bounded by their returns, or by those
 # of a minimum of transitions
 RECENT_ROLLOUTS = 20
@@ -33,7 +33,7 @@ MIN_RETURN_TRANSITIONS = 2_000
 # only a part of what goes on
 RETURN_HORIZONS = 5
 MAX_RETURN_STEPS = 10_000
-# The range of real returns, widened by this share of its width, bounds the values of imagined rows
+# The range of real returns, widened by this share of its width, bounds all values and value targets
 VALUE_MARGIN = 0.25
 UNKNOWN_RANGE = (-math.inf, math.inf)
 # Windows of the newest rollout that the world model is tested on before it sees them
@@ -64,15 +64,14 @@ class ImaginationState:
     What must survive saving besides the weights.
 
     :param rng: Private source of all randomness of the world model and of imagination
-    :param fitted: Whether the world model was ever fitted
     :param advantage_std: Running standard deviation of the one-step advantage on real data, in the critic's units
     :param critic_trust: Explained variance of the critic on the newest rollout, at least 0: a factor of the guidance
-    :param value_range: Lowest and highest value that imagined rows may have, in the critic's units
+    :param value_range: Lowest and highest credible value, in the critic's units: it bounds the values and value targets of
+        real and imagined rows, and those that guides see
     :param normalization: Normalisation that the agent was trained with: a model loaded without environment needs it
     """
 
     rng: np.random.Generator
-    fitted: bool = False
     advantage_std: float | None = None
     critic_trust: float = 0.0
     value_range: tuple[float, float] = UNKNOWN_RANGE
@@ -106,9 +105,10 @@ class Imagination:
                 "networks anyway"
             )
         self.model = model
+        self.settings = {"world_model_buffer_size": capacity, **world_model_kwargs}
         self.state = state or ImaginationState(np.random.default_rng(model.seed))
         # Counts as long as there are too few transitions to tell the range anew
-        self._earlier_range = self.state.value_range
+        self.earlier_range = self.state.value_range
         self.world_model = DiffusionWorldModel(
             self.observation_codec.size,
             self.action_codec.size,
@@ -165,7 +165,7 @@ class Imagination:
         Take note that the transitions in the store were replaced: they tell what was known before. A world model without
         statistics learns them all.
         """
-        self._earlier_range = UNKNOWN_RANGE
+        self.earlier_range = UNKNOWN_RANGE
         if self.world_model.observation_normalizer.count > 0:
             self._observed = self.store.position.copy()
         else:
@@ -205,8 +205,11 @@ class Imagination:
         """The agent in its present environment, or, without one, as it was trained."""
         normalization = self.state.normalization
         if self.model.env is not None:
-            env = self._vec_normalize
+            env, trained_with = self._vec_normalize, normalization
             normalization = None if env is None else Normalization.of(env)
+            if normalization is not None and normalization.returns is None and trained_with is not None:
+                # An environment to evaluate in shows raw rewards, which the critic has never seen
+                normalization = replace(normalization, returns=trained_with.returns)
         return Agent(self.model, self.observation_codec, self.action_codec, normalization)
 
     @property
@@ -219,8 +222,13 @@ class Imagination:
         return env if isinstance(env, VecNormalize) else None
 
     @property
+    def _gamma(self) -> float:
+        """The discount factor of the real rows: SB3 keeps to the one that the buffer was made with."""
+        return self.model.rollout_buffer.gamma
+
+    @property
     def _n_recent(self) -> int:
-        """Transitions of the newest rollouts."""
+        """Rows of the newest rollouts in the store."""
         return RECENT_ROLLOUTS * self.model.n_steps * self.model.n_envs
 
     # Recording
@@ -255,6 +263,8 @@ class Imagination:
         :raises ValueError: If an observation, action or reward is not finite
         """
         dones, infos = local_variables["dones"], local_variables["infos"]
+        # First of all: it may be the cause of a bad observation or reward
+        actions = self._checked(self.action_codec.encode(local_variables["clipped_actions"]), "action")
         env = self._vec_normalize
         if env is None:
             observations, rewards = local_variables["new_obs"], local_variables["rewards"]
@@ -284,7 +294,7 @@ class Imagination:
             terminations[index] = not info.get("TimeLimit.truncated", False)
         self.store.add(
             self.current_observations,
-            self._checked(self.action_codec.encode(local_variables["clipped_actions"]), "action"),
+            actions,
             self._checked(np.array(rewards, dtype=np.float32), "reward"),
             self._checked(reached, "observation"),
             terminations,
@@ -353,7 +363,7 @@ class Imagination:
 
         :return: Lowest and highest credible value, in the critic's units
         """
-        agent, gamma = self.agent, self.model.gamma
+        agent, gamma = self.agent, self._gamma
         n_steps = min(MAX_RETURN_STEPS, math.ceil(RETURN_HORIZONS / max(1 - gamma, 1e-9)))
         n_transitions = max(self._n_recent, MIN_RETURN_TRANSITIONS, n_steps * self.model.n_envs)
         returns = []
@@ -364,8 +374,8 @@ class Imagination:
         low, high = float(min(map(np.min, returns))), float(max(map(np.max, returns)))
         margin = VALUE_MARGIN * (high - low)
         low, high = low - margin, high + margin
-        if self._earlier_range != UNKNOWN_RANGE and not self.store.holds(n_transitions):
-            low, high = min(low, self._earlier_range[0]), max(high, self._earlier_range[1])
+        if self.earlier_range != UNKNOWN_RANGE and not self.store.holds(n_transitions):
+            low, high = min(low, self.earlier_range[0]), max(high, self.earlier_range[1])
         return low, high
 
     def bound_values(self, buffer: AugmentedRolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
@@ -428,11 +438,19 @@ class Imagination:
         :raises FloatingPointError: See there
         """
         source = WindowSource(self.store, self.world_model.horizon, self._n_recent, self.state.rng)
-        losses = self.world_model.fit(source, gradient_steps, batch_size, learning_rate, self.generator(), on_update)
-        self.state.fitted = True
-        return losses
+        return self.world_model.fit(source, gradient_steps, batch_size, learning_rate, self.generator(), on_update)
 
     # Imagining
+
+    def check_trained(self) -> None:
+        """
+        :raises ValueError: If the world model was not trained yet
+        """
+        if not self.world_model.is_trained:
+            raise ValueError(
+                "The world model was not trained yet, so there is nothing to imagine: call `learn` with a `synthetic_ratio` "
+                "above 0, for at least `world_model_warmup` steps"
+            )
 
     def imagine(
         self, starts: th.Tensor, guide: Guide | None, guidance_scale: float, n_particles: int, generator: th.Generator
@@ -473,7 +491,7 @@ class Imagination:
     def critic(self) -> Critic:
         """The agent's critic, with values within the credible range."""
         # A critic that has seen nothing, or only constant rewards, gives no unit to measure advantages in
-        return Critic(self._bounded_values, self.agent.rewards, self.model.gamma, self.state.advantage_std or 1.0)
+        return Critic(self._bounded_values, self.agent.rewards, self._gamma, self.state.advantage_std or 1.0)
 
     def _bounded_values(self, vectors: th.Tensor) -> th.Tensor:
         """
@@ -503,7 +521,7 @@ class Imagination:
         :return: Share of the imagined transitions that are left out because they lie behind a termination
         """
         n_segments = math.ceil(n_rows / self.world_model.horizon)
-        streams, rows = self.store.recent_starts(RECENT_TRANSITIONS)
+        streams, rows = self.store.recent_starts(RECENT_ROWS)
         chosen = self.state.rng.integers(len(rows), size=n_segments)
         starts = th.as_tensor(self.store.observations[streams[chosen], rows[chosen]], device=self.model.device)
         segments, actions = self.imagine(starts, guide, self.trusted(guidance_scale), n_particles, self.generator())
@@ -529,8 +547,9 @@ class Imagination:
         last_values = model.policy.predict_values(last_observations)
         all_values = th.cat([values.view(batch, horizon), last_values.view(batch, 1)], dim=1)
         low, high = self.state.value_range
+        gae_lambda = model.rollout_buffer.gae_lambda
         advantages = generalized_advantages(
-            agent.rewards(segments.rewards), segments.terminations, all_values.clamp(low, high), model.gamma, model.gae_lambda
+            agent.rewards(segments.rewards), segments.terminations, all_values.clamp(low, high), self._gamma, gae_lambda
         )
         returns = (advantages + all_values[:, :-1].clamp(low, high)).clamp(low, high)
         kept = (segments.mask & returns.isfinite()).flatten() & log_probs.isfinite()

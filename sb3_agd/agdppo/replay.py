@@ -57,11 +57,11 @@ class Simulator:
         """
         before = self.snapshot()
         originals = [dict(vars(layer)) for layer in self.layers]
-        self.restore(before)
-        for layer in self.layers:
-            if isinstance(layer, Monitor):
-                layer.results_writer = None
         try:
+            self.restore(before)
+            for layer in self.layers:
+                if isinstance(layer, Monitor):
+                    layer.results_writer = None
             yield
         finally:
             self.restore(before)
@@ -170,7 +170,7 @@ class GuidanceProbe:
         if step == 0:
             self.starts = []
         interval = max(model.n_steps // PROBE_STARTS, 1)
-        if rollout % PROBE_INTERVAL > 0 or step % interval > 0 or not self.imagination.state.fitted:
+        if rollout % PROBE_INTERVAL > 0 or step % interval > 0 or not self.imagination.world_model.is_trained:
             return
         index = step // interval % model.n_envs
         simulator = self._simulator(index)

@@ -1,47 +1,54 @@
 """Checkpoints from which a killed run goes on as if it had never stopped."""
 
-import pickle
 import random
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EventCallback
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from sb3_agd.agdppo.files import replaced_file
+from sb3_agd.agdppo.files import save_vec_normalize
 from sb3_agd.agdppo.policy import normalization_statistics
 from sb3_agd.agdppo.snapshots import Snapshot, vec_env_layers
 
-# Environments that say nothing for so long have no answer left
-DRAIN_SECONDS = 1.0
 # Noise matrices of gSDE
 EXPLORATION = ("exploration_mat", "exploration_matrices")
 
 
 def drain(env: VecEnv | None) -> None:
     """
-    Take what is left in the pipes of environments in other processes after an interrupt in the midst of a step: it would
-    be taken for the answer to the next command.
+    Take what is left in the pipes of environments in other processes after an interrupt in the midst of a step or a reset:
+    it would be taken for the answer to the next command.
 
-    :param env: Environments that are about to be reset
+    :param env: Environments that are about to be reset or closed
     """
     workers = getattr(env, "unwrapped", None)
-    if not isinstance(workers, SubprocVecEnv) or not workers.waiting:
+    if not isinstance(workers, SubprocVecEnv):
         return
-    # A process that has died leaves an end of file: the next command tells
-    with suppress(EOFError, ConnectionError):
-        while ready := wait(workers.remotes, timeout=DRAIN_SECONDS):
-            for remote in ready:
-                cast(Connection, remote).recv()
+    for remote in workers.remotes:
+        # A process that has died leaves an end of file or a broken pipe: the next command tells
+        with suppress(EOFError, OSError):
+            # Answers come in the order of the commands, and this one cannot be mistaken
+            remote.send(("get_spaces", None))
+            while not is_pair_of_spaces(remote.recv()):
+                pass
     workers.waiting = False
+
+
+def is_pair_of_spaces(answer: Any) -> bool:
+    """
+    :param answer: What a process has sent
+    :return: Whether these are the spaces of its environment
+    """
+    return isinstance(answer, tuple) and len(answer) == 2 and all(isinstance(part, spaces.Space) for part in answer)
 
 
 @dataclass
@@ -55,6 +62,7 @@ class RunState:
     :param python_state: State of Python's random generator
     :param exploration: Noise matrices of gSDE, drawn for this rollout
     :param statistics: Those of VecNormalize, by name of the attribute
+    :param earlier_range: See :class:`Imagination`
     """
 
     environments: Snapshot | None
@@ -63,11 +71,12 @@ class RunState:
     python_state: Any
     exploration: dict[str, th.Tensor]
     statistics: dict[str, RunningMeanStd]
+    earlier_range: tuple[float, float]
 
     @classmethod
-    def of(cls, model: OnPolicyAlgorithm) -> "RunState":
+    def of(cls, model: Any) -> "RunState":
         """
-        :param model: Model at the start of a rollout
+        :param model: AGDPPO at the start of a rollout
         :return: The present state of its run
         """
         assert model.env is not None
@@ -96,16 +105,17 @@ class RunState:
             random.getstate(),
             {name: getattr(distribution, name) for name in EXPLORATION if uses_sde},
             normalization_statistics(model),
+            model.imagination.earlier_range,
         )
 
-    def restore_statistics(self, model: OnPolicyAlgorithm) -> None:
+    def restore_statistics(self, model: Any) -> None:
         """
         :param model: Model before its environments are reset, loaded from the checkpoint with this state
         """
         for name, statistics in self.statistics.items():
             setattr(model.get_vec_normalize_env(), name, statistics)
 
-    def restore(self, model: OnPolicyAlgorithm) -> None:
+    def restore(self, model: Any) -> None:
         """
         :param model: Model at the start of its first rollout, loaded from the checkpoint with this state
         :raises ValueError: If its environments are others
@@ -115,30 +125,39 @@ class RunState:
             self.environments.restore(vec_env_layers(model.env))
         for name, matrix in self.exploration.items():
             setattr(model.policy.action_dist, name, matrix.to(model.device))
+        model.imagination.earlier_range = self.earlier_range
         th.set_rng_state(self.torch_state)
         np.random.set_state(self.numpy_state)
         random.setstate(self.python_state)
 
 
+def check_sees_each_step(callback: BaseCallback) -> None:
+    """
+    To be called when a callback is initialised, and at the start of training: lists tell their callbacks only in between
+    what they are part of.
+
+    :param callback: A callback that counts steps and rollouts by itself
+    :raises ValueError: If it is part of one that does not tell it of each
+    """
+    if isinstance(callback.parent, EventCallback):
+        raise ValueError(
+            f"{type(callback).__name__} must see each step: within {type(callback.parent).__name__} it does not. Pass it to "
+            "`learn` directly or in a list"
+        )
+
+
 class ResumeCallback(BaseCallback):
-    """
-    Put a run back into the state that it was in, at the start of its first rollout.
-
-    :param state: The state
-    """
-
-    def __init__(self, state: RunState):
-        super().__init__()
-        self.state: RunState | None = state
+    """Put AGDPPO back into the state that its run was in (its ``run_state``), at the start of its first rollout."""
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
-        if self.state is not None:
-            assert isinstance(self.model, OnPolicyAlgorithm)
-            self.state.restore(self.model)
-            self.state = None
+        model: Any = self.model
+        if model.run_state is not None:
+            model.run_state.restore(model)
+            # Only now: if training does not get here, the next one must
+            model.run_state = None
 
 
 class ResumableCheckpointCallback(CheckpointCallback):
@@ -151,9 +170,10 @@ class ResumableCheckpointCallback(CheckpointCallback):
         model.load_replay_buffer("checkpoints/rl_model_replay_buffer_50176_steps.pkl", truncate_last_traj=False)
         model.learn(100_000 - model.num_timesteps, reset_num_timesteps=False)
 
-    Each is written at the start of the next rollout, or at the end of training, when nothing is half done, so that
+    Each is written at the start of the next rollout, or at the end of training, if nothing is half done then, so that
     ``save_freq`` and the steps of one rollout may be lost at most. The agent's zip comes last: where there is one, the
-    checkpoint is complete.
+    checkpoint is complete. It holds the environments as they are, with all of their attributes: arguments with which they
+    are made anew do not count.
 
     :param save_freq: Save checkpoints every ``save_freq`` call of the callback
     :param save_path: Path to the folder where the model will be saved
@@ -177,14 +197,14 @@ class ResumableCheckpointCallback(CheckpointCallback):
         self._due = False
 
     def _init_callback(self) -> None:
-        if isinstance(self.parent, EventCallback):
-            raise ValueError(
-                f"ResumableCheckpointCallback counts by itself (`save_freq`): within {type(self.parent).__name__} it is not "
-                "told when rollouts begin, and would save nothing. Pass it to `learn` directly or in a list"
-            )
+        check_sees_each_step(self)
         if not hasattr(self.model, "run_state"):
             raise ValueError(f"ResumableCheckpointCallback is for AGDPPO, not for {type(self.model).__name__}")
         super()._init_callback()
+
+    def _on_training_start(self) -> None:
+        check_sees_each_step(self)
+        self._due = False
 
     def _on_step(self) -> bool:
         self._due = self._due or self.n_calls % self.save_freq == 0
@@ -196,15 +216,19 @@ class ResumableCheckpointCallback(CheckpointCallback):
         self._due = False
 
     def _on_training_end(self) -> None:
-        self._on_rollout_start()
+        model: Any = self.model
+        # Another callback may have ended the last rollout early, and RL-Zoo comes here after an interrupt, too
+        if model.rollout_buffer.full and not model.is_interrupted:
+            self._on_rollout_start()
 
     def _save(self) -> None:
         """Write all files of a checkpoint."""
         model: Any = self.model
+        # A checkpoint of that name is of another run, and must not be taken for the agent of the new files
+        Path(self._checkpoint_path(extension="zip")).unlink(missing_ok=True)
         vec_normalize = model.get_vec_normalize_env()
         if self.save_vecnormalize and vec_normalize is not None:
-            with replaced_file(self._checkpoint_path("vecnormalize_", extension="pkl"), suffix="pkl") as file:
-                pickle.dump(vec_normalize, file)
+            save_vec_normalize(vec_normalize, self._checkpoint_path("vecnormalize_", extension="pkl"))
         if self.save_replay_buffer:
             model.save_replay_buffer(self._checkpoint_path("replay_buffer_", extension="pkl"))
         path = self._checkpoint_path(extension="zip")

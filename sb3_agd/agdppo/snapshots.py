@@ -96,11 +96,13 @@ def dumps(item: Any, fixed: list[Any]) -> bytes | None:
     """
     :param item: What to pickle
     :param fixed: Fixed points
-    :return: The pickle, ``None`` if there can be none
+    :return: The pickle, ``None`` if there can be none, or none that can be read
     """
     file = io.BytesIO()
     try:
         EnvironmentPickler(file, fixed).dump(item)
+        # Some objects can be written only
+        EnvironmentUnpickler(io.BytesIO(file.getvalue()), fixed).load()
     except Exception:  # What cannot be pickled raises errors of many kinds
         return None
     return file.getvalue()

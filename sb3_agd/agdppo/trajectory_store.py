@@ -256,21 +256,24 @@ class TrajectoryStore:
         :param file: Open binary file
         :raises ValueError: If the file is damaged or does not fit; the present content is kept then
         """
+        names = ("format_version", "n_rows", "position", *ARRAYS)
         try:
             with np.load(file, allow_pickle=False) as content:
-                loaded = {name: content[name] for name in ("format_version", "n_rows", "position", *ARRAYS)}
+                file_format = int(content["format_version"])
+                loaded = {name: content[name] for name in names if name in content}
         except Exception as error:  # numpy and zipfile raise errors of many kinds on damaged files
             raise ValueError(f"not a readable file of transitions ({error})") from error
+        if file_format > FORMAT_VERSION:
+            raise ValueError(f"written in format {file_format}, newer than {FORMAT_VERSION}, the newest one known here")
+        missing = [name for name in names if name not in loaded]
+        if missing:
+            raise ValueError(f"not a readable file of transitions (without {', '.join(missing)})")
         n_used = loaded["observations"].shape[1] if loaded["observations"].ndim == 3 else 0
         for name, array in loaded.items():
             here = np.asarray(getattr(self, name, FORMAT_VERSION))
             fits = array.ndim == here.ndim and array.dtype == here.dtype
             if not fits or (here.ndim > 1 and array.shape[1] != n_used):
                 raise ValueError(f"its `{name}` is an array of type {array.dtype} and shape {array.shape}")
-        if loaded["format_version"] > FORMAT_VERSION:
-            raise ValueError(
-                f"written in format {loaded['format_version']}, newer than {FORMAT_VERSION}, the newest one known here"
-            )
         for what, found, expected in (
             ("environments", len(loaded["position"]), self.n_streams),
             ("rows per environment (`world_model_buffer_size`)", int(loaded["n_rows"]), self.n_rows),

@@ -75,8 +75,7 @@ class Laboratory:
     def __init__(self, model: AGDPPO, make_env: Callable[[], gym.Env], seed: int):
         self.model = model
         self.imagination = model.imagination
-        if not self.imagination.state.fitted:
-            raise ValueError("The model has never trained its world model: there is nothing to look at")
+        self.imagination.check_trained()
         env = make_env()
         for what, space, expected in (
             ("observation", env.observation_space, model.observation_space),

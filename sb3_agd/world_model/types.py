@@ -48,7 +48,7 @@ class Segments(Generic[ArrayT]):
 class SegmentSource(Protocol):
     """
     Where the world model draws its training data from. ``termination_rate`` is the share of terminal transitions
-    among all.
+    among the first ones of the segments that it draws.
     """
 
     termination_rate: float
@@ -56,7 +56,7 @@ class SegmentSource(Protocol):
     def segments(self, n_segments: int) -> Segments[th.Tensor]:
         """
         :param n_segments: Number of segments
-        :return: Segments in raw units whose first transitions are drawn evenly from all
+        :return: Segments in raw units
         """
 
     def terminal_transitions(self, n_transitions: int) -> Segments[th.Tensor]:

@@ -34,6 +34,17 @@ TERMINAL_SHARE = 0.25
 TERMINATION_WEIGHT_DECAY = 1.0
 
 
+def check_integer(name: str, value: Any, minimum: int) -> None:
+    """
+    :param name: Name of an argument
+    :param value: Its value
+    :param minimum: Its lowest valid value
+    :raises ValueError: If the value is not an integer of at least the minimum
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise ValueError(f"`{name}` must be an integer of at least {minimum}, not {value!r}")
+
+
 def check_arguments(arguments: dict[str, Any]) -> None:
     """
     Check arguments of :class:`DiffusionWorldModel` before one is built. Those that are not given are not checked.
@@ -42,9 +53,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     :raises ValueError: If one is invalid
     """
     for name in ("horizon", "n_denoising_steps", "width", "depth"):
-        number = arguments.get(name, 1)
-        if not isinstance(number, (int, np.integer)) or number < 1:
-            raise ValueError(f"`{name}` must be an integer of at least 1, not {number!r}")
+        check_integer(name, arguments.get(name, 1), 1)
     ema_decay, learning_rate = arguments.get("ema_decay", 0.0), arguments.get("learning_rate", 0.0)
     if not 0 <= ema_decay < 1:
         raise ValueError(f"`ema_decay` must be at least 0 and below 1, not {ema_decay!r}")
@@ -72,7 +81,8 @@ class DiffusionWorldModel(nn.Module):
 
     :param observation_dim: Dimension of a state
     :param action_dim: Dimension of an action
-    :param horizon: Number of transitions of a segment
+    :param horizon: Number of transitions of a segment. In training, the recurrent network is put back to the true state
+        after 4 steps, or after their greatest common divisor with the horizon
     :param sampler: Path and sampler: ``"flow"`` (flow matching), ``"ddim"`` or ``"ddpm"`` (cosine path, without or
         with fresh noise)
     :param n_denoising_steps: Number of calls of the denoiser per segment
@@ -150,6 +160,11 @@ class DiffusionWorldModel(nn.Module):
     def device(self) -> th.device:
         """Device that the weights are on."""
         return self.n_terminations.device
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it was ever trained."""
+        return self.n_updates.item() > 0
 
     def observe(self, observations: th.Tensor, actions: th.Tensor, rewards: th.Tensor, terminations: th.Tensor) -> None:
         """
@@ -260,31 +275,35 @@ class DiffusionWorldModel(nn.Module):
         learn_terminations = source.termination_rate > 0 and self.termination_fn is None
         n_terminal = max(1, round(TERMINAL_SHARE * batch_size))
         n_before = int(self.n_updates.item())
-        for n_updates in range(n_before + 1, n_before + gradient_steps + 1):
-            segments = self._on_device(source.segments(batch_size))
-            denoising_loss = self.denoising_loss(segments, generator)
-            termination_loss = th.zeros_like(denoising_loss)
-            if learn_terminations:
-                terminal = self._on_device(source.terminal_transitions(n_terminal))
-                termination_loss = self.termination_loss(segments, terminal, source.termination_rate)
-            self.optimizer.zero_grad()
-            (denoising_loss + termination_loss).backward()
-            nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
-            self.optimizer.step()
-            self.n_updates += 1
-            decay = min(self.ema_decay, n_updates / (n_updates + EMA_WARMUP))
-            with th.no_grad():
-                th._foreach_lerp_(means, weights, 1 - decay)
-            total += th.stack([denoising_loss.detach(), termination_loss.detach()])
-            if on_update is not None:
-                on_update()
-        denoising, termination = (total / max(gradient_steps, 1)).tolist()
-        # A gradient that is not finite makes all weights so
-        if not (total.isfinite().all() and all(tensor.isfinite().all() for tensor in weights)):
-            weights_before, optimizer_before = before
-            self.load_state_dict(weights_before)
-            self.optimizer.load_state_dict(optimizer_before)
+        try:
+            for n_updates in range(n_before + 1, n_before + gradient_steps + 1):
+                segments = self._on_device(source.segments(batch_size))
+                denoising_loss = self.denoising_loss(segments, generator)
+                termination_loss = th.zeros_like(denoising_loss)
+                if learn_terminations:
+                    terminal = self._on_device(source.terminal_transitions(n_terminal))
+                    termination_loss = self.termination_loss(segments, terminal, source.termination_rate)
+                self.optimizer.zero_grad()
+                (denoising_loss + termination_loss).backward()
+                nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
+                self.optimizer.step()
+                self.n_updates += 1
+                decay = min(self.ema_decay, n_updates / (n_updates + EMA_WARMUP))
+                with th.no_grad():
+                    th._foreach_lerp_(means, weights, 1 - decay)
+                total += th.stack([denoising_loss.detach(), termination_loss.detach()])
+                if on_update is not None:
+                    on_update()
+        finally:
+            # Also after an interrupt. A gradient that is not finite makes all weights so
+            diverged = not (total.isfinite().all() and all(tensor.isfinite().all() for tensor in weights))
+            if diverged:
+                weights_before, optimizer_before = before
+                self.load_state_dict(weights_before)
+                self.optimizer.load_state_dict(optimizer_before)
+        if diverged:
             raise FloatingPointError("The loss or the weights of the world model turned into NaN or infinity")
+        denoising, termination = (total / max(gradient_steps, 1)).tolist()
         return {"denoising_loss": denoising, "termination_loss": termination}
 
     @th.no_grad()

@@ -198,9 +198,24 @@ class AGDExperimentManager(ExperimentManager):
         return model
 
     def learn(self, model: BaseAlgorithm) -> None:
-        if not isinstance(model, AGDPPO) or model.run_state is None:
-            return super().learn(model)
-        # `learn` counts from here on, the user from the beginning of the run
+        try:
+            if isinstance(model, AGDPPO) and model.run_state is not None:
+                self._resume(model)
+            else:
+                super().learn(model)
+        except ConnectionError as error:
+            # Ctrl-C ends the environments in other processes as well. The zoo fails to close them then, and would not save
+            # the agent. An error of the training itself comes first
+            if error.__context__ is not None:
+                raise error.__context__ from None
+
+    def _resume(self, model: AGDPPO) -> None:
+        """
+        :param model: Loaded from a checkpoint
+        """
+        # `learn` counts from here on, the user and the callbacks from the beginning of the run
         self.n_timesteps -= model.num_timesteps
+        for callback in self.callbacks:
+            callback.n_calls = model.num_timesteps // model.n_envs
         with mock.patch.object(AGDPPO, "learn", partialmethod(AGDPPO.learn, reset_num_timesteps=False)):
             super().learn(model)

@@ -5,13 +5,19 @@ import subprocess
 import sys
 from typing import Any
 
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_agd.agdppo.files import save_vec_normalize
+
 
 def repair_zoo() -> None:
     """
     Let ``benchmark`` evaluate agents with this package's ``enjoy``: the zoo starts ``enjoy.py`` of its own checkout,
-    which is not there in an installation and does not know AGDPPO. And let ``push-to-hub`` start with the present
-    sb3-team-hf-integration, where a function that the zoo imports has become private and returns an object.
+    which is not there in an installation and does not know AGDPPO. Let ``push-to-hub`` start with the present
+    sb3-team-hf-integration, where a function that the zoo imports has become private and returns an object. And let
+    statistics of VecNormalize be saved like agents: a crash must not destroy those of the best agent.
     """
+    VecNormalize.save = save_vec_normalize  # type: ignore[method-assign, assignment]
     call = subprocess.call
 
     def call_enjoy(command: list[str], *args: Any, **kwargs: Any) -> int:
