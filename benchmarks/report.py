@@ -23,6 +23,10 @@ from sb3_agd.zoo.plots import REFERENCE_SCORES
 BASELINE = "ppo"
 BOOTSTRAP_REPETITIONS = 2000
 BOOTSTRAP_SEED = 0
+# With fewer seeds there are no intervals
+MIN_SEEDS = 3
+# The mean over so many evaluations at the end tells more than the last one where returns swing
+LAST_EVALUATIONS = 5
 # Aggregates are given at these shares of a run
 CHECKPOINTS = (0.25, 0.5, 1.0)
 # Colours that remain distinct for colour-blind readers (Okabe and Ito)
@@ -45,7 +49,7 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        # One seed has no spread
+        # Few seeds have none
         return f"{self.point:.2f}" + ("" if np.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]")
 
 
@@ -114,12 +118,12 @@ def bootstrap(scores: np.ndarray | tuple[np.ndarray, np.ndarray], statistic: obj
     :param scores: Scores, shape (seeds, tasks, ...), or a pair of such arrays
     :param statistic: Function of the scores that returns an array
     :return: Estimates, and their 95 % intervals by stratified bootstrap over the seeds of each task, shape (2, ...); NaN
-        where there is one seed only
+        where there are too few seeds
     """
     # rliable draws from the global stream, whatever generator it is given
     np.random.seed(BOOTSTRAP_SEED)
     points, intervals = rly.get_interval_estimates({"scores": scores}, statistic, reps=BOOTSTRAP_REPETITIONS)
-    if min(map(len, scores if isinstance(scores, tuple) else (scores,))) < 2:
+    if min(map(len, scores if isinstance(scores, tuple) else (scores,))) < MIN_SEEDS:
         intervals["scores"] = np.full_like(intervals["scores"], np.nan)
     return np.atleast_1d(points["scores"]), intervals["scores"]
 
@@ -168,6 +172,7 @@ def aggregate_table(results: Results, curves: dict[str, tuple[np.ndarray, np.nda
         for share in CHECKPOINTS:
             step = round(share * len(points)) - 1
             row[f"IQM at {results.timesteps[step]:,}"] = Interval(points[step], *intervals[:, step])
+        row[f"mean at {results.timesteps[-1]:,}"] = f"{scores[..., -1].mean():.2f}"
         if BASELINE in curves:
             better = "" if variant == BASELINE else improvement(scores[..., -1], baseline[..., -1])
             row[f"P(better than {BASELINE})"] = better
@@ -191,11 +196,13 @@ def task_table(results: Results, task: str) -> pd.DataFrame:
         if evaluations.empty:
             continue
         final = evaluations[evaluations.timesteps == evaluations.timesteps.max()]
+        late = evaluations.groupby("seed").tail(LAST_EVALUATIONS)
         spread = f" ± {final.return_mean.std():.4g}" if len(final) > 1 else ""
         row = {
             "variant": variant,
             "seeds": len(final),
             f"return at {last:,}": f"{final.return_mean.mean():.5g}{spread}",
+            f"mean of the last {LAST_EVALUATIONS} evaluations": f"{late.return_mean.mean():.5g}",
             "seconds": f"{final.wall_seconds.median():.0f}",
         }
         if not baseline.empty:
@@ -342,7 +349,9 @@ def markdown(results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]])
     if results.normalised:
         lines.append(
             "Score: 0 is a random policy, 1 the published return of PPO at a million steps. IQM: interquartile mean over "
-            "seeds and tasks, with 95 % intervals by stratified bootstrap. Only seeds that are finished on all tasks count."
+            "seeds and tasks, with 95 % intervals by stratified bootstrap (from three seeds on; with so few they are too "
+            "narrow). It leaves out the best and the worst quarter of the runs, which with four tasks may be all those of a "
+            "task: hence the mean as well. Only seeds that are finished on all tasks count."
         )
     else:
         lines.append("Not all tasks have reference scores: IQM is the interquartile mean of the raw returns.")

@@ -30,6 +30,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from benchmarks.suite import RESULTS, Run, Suite, is_complete
+from sb3_agd.agdppo.files import replaced_file
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("sb3_agd", "stable_baselines3", "sb3_contrib", "rl_zoo3", "gymnasium", "mujoco", "torch", "numpy")
@@ -177,8 +178,11 @@ def run_locally(runs: list[Run], jobs: int) -> Outcomes:
                 yield futures[future], attempt(future.result)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(RUNNING):
-                end(process)
+            # Some may be about to start
+            while not all(future.done() for future in futures):
+                for process in list(RUNNING):
+                    end(process)
+                time.sleep(0.1)
 
 
 def run_on_cluster(runs: list[Run], address: str | None) -> Outcomes:
@@ -226,9 +230,11 @@ def save(run: Run, outcome: Outcome, results: Path) -> str:
         "machine": outcome.machine,
         "versions": outcome.versions,
     }
-    # The record comes last: without it, the run does not count as finished
-    (results / f"{run}.csv").write_text(outcome.evaluations)
-    (results / f"{run}.json").write_text(json.dumps(record, indent=2) + "\n")
+    # Without its record, a run does not count as finished: the old one goes first, the new one comes last
+    (results / f"{run}.json").unlink(missing_ok=True)
+    for content, suffix in ((outcome.evaluations, "csv"), (json.dumps(record, indent=2) + "\n", "json")):
+        with replaced_file(results / f"{run}.{suffix}", suffix) as file:
+            file.write(content.encode())
     return outcome.evaluations.splitlines()[-1]
 
 

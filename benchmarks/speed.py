@@ -24,10 +24,10 @@ from rich.table import Table
 from stable_baselines3 import PPO
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.run import processor
+from benchmarks.run import commit, processor
 from benchmarks.settings import algorithm_arguments, load_settings, make_environment
 from benchmarks.suite import RESULTS
-from sb3_agd import AGDPPO
+from sb3_agd import AGDPPO, AugmentedRolloutBuffer
 from sb3_agd.agdppo.trajectory_store import ARRAYS, TrajectoryStore, WindowSource
 from sb3_agd.world_model.guides import SigmoidAdvantageGuide
 
@@ -91,6 +91,8 @@ def make_agent(algorithm: type[Algorithm], device: th.device, **changes: Any) ->
     :return: The agent
     """
     settings = load_settings("agdppo", ENV_ID)
+    # What is measured is the beginning of a long run, before schedules fall to 0
+    settings |= {name: value(1.0) for name, value in settings.items() if callable(value)}
     env = make_environment(ENV_ID, settings, seed=0)
     arguments = algorithm_arguments(settings) | changes
     if algorithm is PPO:
@@ -203,6 +205,8 @@ def training_split(agent: AGDPPO, n_rollouts: int) -> dict[str, float]:
         for method, name in methods.items():
             setattr(owner, method, timed(name, getattr(owner, method)))
     total = step_seconds(agent, n_rollouts)
+    buffer = agent.rollout_buffer
+    assert isinstance(buffer, AugmentedRolloutBuffer) and buffer.n_imagined > 0, "Nothing was imagined in what was timed"
     for owner, methods in owners.items():
         for method in methods:
             delattr(owner, method)
@@ -291,6 +295,7 @@ def main() -> None:
         "repetitions": arguments.repetitions,
         "python": platform.python_version(),
         "torch": th.__version__,
+        "commit": commit(),
         **figures,
     }
     output.write_text(json.dumps(record, indent=1) + "\n")

@@ -140,6 +140,9 @@ class Suite:
             settings = HYPERPARAMS / f"{variant.algorithm}.yml"
             if variant.algorithm not in ALGOS or not settings.is_file():
                 raise ValueError(f"{file}: variant {name!r} has no settings file {settings.name}, or no such algorithm")
+            unknown = set(variant.settings) - set(inspect.signature(ALGOS[variant.algorithm]).parameters)
+            if unknown:
+                raise ValueError(f"{file}: variant {name!r} has unknown settings {', '.join(sorted(unknown))}")
             missing = set(loaded.tasks) - set(read_settings(variant.algorithm))
             if missing:
                 raise ValueError(f"{settings.name} has no settings for {', '.join(sorted(missing))}")

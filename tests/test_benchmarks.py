@@ -21,12 +21,14 @@ import torch as th
 from ray.cluster_utils import Cluster
 from rliable.metrics import aggregate_iqm, probability_of_improvement
 from scipy.stats import trim_mean
+from stable_baselines3.common.env_util import make_vec_env
 from test_zoo_commands import PATIENCE, wait_for
 
 from benchmarks import guidance_on_linear_task, report, run
+from benchmarks.evaluation import TimedEvaluation
 from benchmarks.guidance_on_linear_task import LinearTask
 from benchmarks.run import Outcome
-from benchmarks.suite import Run, Suite
+from benchmarks.suite import SUITES, Run, Suite
 
 ROOT = Path(__file__).parent.parent
 SMALL = """
@@ -88,14 +90,12 @@ def test_any_part_of_a_suite_is_balanced(suite_file: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["smoke", "mujoco-100k", "mujoco-1m"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in SUITES.glob("*.yml")))
 def test_shipped_suites_are_valid(name: str) -> None:
     suite = Suite.load(name)
     for one in suite.runs():
         assert one.hyperparameters["policy"] == "MlpPolicy"
-        assert set(one.variant.settings.items()) <= set(
-            (key, value) for key, value in one.hyperparameters.items() if not isinstance(value, (dict, list))
-        )
+        assert one.variant.settings.items() <= one.hyperparameters.items()
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,7 @@ def test_shipped_suites_are_valid(name: str) -> None:
         (("Hopper-v5", "Hoper-v5"), "ppo.yml has no settings for Hoper-v5"),
         (("eval_freq", "eval_frequency"), "not a suite.*eval_frequency"),
         (("n_seeds: 1", "seeds: 1"), "not a suite.*seeds"),
+        (("guidance: eag", "guidence: eag"), "'agdppo_eag' has unknown settings guidence"),
         (("variants:", "variants"), "not a suite"),
     ],
 )
@@ -115,7 +116,7 @@ def test_mistakes_in_a_suite_are_named(suite_file: Path, change: tuple[str, str]
 
 
 def test_unknown_suite_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="mujoco-100k, mujoco-1m, smoke"):
+    with pytest.raises(ValueError, match="mujoco-100k, mujoco-100k-development, mujoco-1m, smoke"):
         Suite.load("mujocco")
 
 
@@ -172,6 +173,31 @@ def test_a_result_that_cannot_be_written_ends_the_suite(
     assert held.value.__traceback__ is not None
     time.sleep(1)
     assert len(executed) <= 2 < len(Suite.load(str(suite_file)).runs())
+
+
+def test_a_record_is_never_that_of_other_evaluations(
+    suite_file: Path, tmp_path: Path, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(run, monkeypatch, suite_file, "--results", tmp_path)
+
+    def full_disk(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(run, "replaced_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        call(run, monkeypatch, suite_file, "--results", tmp_path, "--again", "--only", "agdppo_eag")
+    folder = tmp_path / "small"
+    first, second = ("agdppo_eag-HalfCheetah-v5-3", "agdppo_eag-Hopper-v5-3")
+    assert not (folder / f"{first}.json").exists() and (folder / f"{second}.json").exists()
+
+
+def test_no_two_runs_share_episodes_of_their_evaluations(tmp_path: Path) -> None:
+    states = []
+    for seed in range(2):
+        evaluation = TimedEvaluation("Reacher-v5", seed, 100, 10, tmp_path / "evaluations.csv")
+        states += list(evaluation.eval_env.reset())
+    states += list(make_vec_env("Reacher-v5", 10, seed=0).reset())
+    assert len(np.unique(states, axis=0)) == 30
 
 
 def test_record_holds_what_made_the_run(
@@ -238,14 +264,14 @@ def test_smoke_suite_from_the_command_line_to_the_report(tmp_path: Path) -> None
     command = [sys.executable, "-m", "benchmarks.run", *arguments, "--jobs", "2"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    table = pd.read_csv(tmp_path / "smoke" / "agdppo-CartPole-v1-1.csv")
+    table = pd.read_csv(tmp_path / "smoke" / "agdppo-CartPole-v1-0.csv")
     assert table.timesteps.tolist() == [512, 1024]
     assert table.return_mean.gt(0).all() and table.wall_seconds.is_monotonic_increasing
     reported = subprocess.run(
         [sys.executable, "-m", "benchmarks.report", *arguments], cwd=ROOT, capture_output=True, text=True
     )
     assert reported.returncode == 0, reported.stderr
-    assert "8 of 8 runs" in reported.stdout
+    assert "4 of 4 runs" in reported.stdout
     assert {"report.md", "learning_curves.png", "sample_efficiency.png"} <= set(os.listdir(tmp_path / "smoke"))
 
 
@@ -310,7 +336,7 @@ def test_cluster_of_two_nodes_runs_a_suite(tmp_path: Path, monkeypatch: pytest.M
 @pytest.fixture
 def results(suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> report.Results:
     """The variant on top gains in each task and step, so that what the statistics must say is known."""
-    suite_file.write_text(SMALL.replace("n_seeds: 1", "n_seeds: 2"))
+    suite_file.write_text(SMALL.replace("n_seeds: 1", "n_seeds: 3").replace("n_seeds: 2", "n_seeds: 3"))
     returns = {"HalfCheetah-v5": (-274.0, 5800.0), "Hopper-v5": (17.0, 2600.0)}
 
     def execute(one: Run) -> Outcome:
@@ -324,7 +350,7 @@ def results(suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_scores_are_normalised_by_task(results: report.Results) -> None:
-    expected = [[[0.23, 0.43], [0.23, 0.43]], [[0.24, 0.44], [0.24, 0.44]]]
+    expected = [[[0.2 + 0.01 * seed, 0.4 + 0.01 * seed]] * 2 for seed in (3, 4, 5)]
     np.testing.assert_allclose(results.matrix("ppo"), expected, atol=1e-9)
 
 
@@ -350,12 +376,14 @@ def test_tables_say_who_is_better_and_when_the_baseline_is_reached(results: repo
     curves = {variant: report.iqm_curve(results.matrix(variant)) for variant in results.variants}
     table = report.aggregate_table(results, curves).set_index("variant")
     assert str(table.loc["agdppo_eag", "P(better than ppo)"]) == "1.00 [1.00, 1.00]"
-    # PPO ends at 0.435, the other begins at 0.535
+    # PPO ends at 0.44, the other begins at 0.54
+    assert table.loc["ppo", "mean at 200"] == "0.44"
     assert table.loc["agdppo_eag", "steps to ppo's last IQM"] == "100"
     assert table.loc["ppo", "steps to ppo's last IQM"] == "200"
     tasks = report.task_table(results, "Hopper-v5").set_index("variant")
     assert tasks.loc["agdppo_eag", "seconds to ppo's last mean"] == "2"
-    assert tasks.loc["ppo", "return at 200"].startswith(f"{17 + 0.435 * 2583:.5g} ±")
+    assert tasks.loc["ppo", "return at 200"] == f"{17 + 0.44 * 2583:.5g} ± {0.01 * 2583:.4g}"
+    assert tasks.loc["ppo", "mean of the last 5 evaluations"] == f"{17 + 0.34 * 2583:.5g}"
 
 
 def test_variants_of_agdppo_are_compared_with_each_other(
@@ -364,7 +392,7 @@ def test_variants_of_agdppo_are_compared_with_each_other(
     assert report.comparison_table(results).empty
     assert "against each other" not in report.markdown(results, {})
     with suite_file.open("a") as file:
-        file.write("  agdppo_none: {algorithm: agdppo, n_seeds: 2, settings: {guidance: none}}\n")
+        file.write("  agdppo_none: {algorithm: agdppo, n_seeds: 3, settings: {guidance: none}}\n")
     call(run, monkeypatch, suite_file, "--results", tmp_path)
     both = report.Results(Suite.load(str(suite_file)), tmp_path / "small")
     table = report.comparison_table(both).set_index("better")
@@ -378,14 +406,17 @@ def test_variants_of_agdppo_are_compared_with_each_other(
 def test_only_seeds_that_are_finished_on_all_tasks_count(results: report.Results, tmp_path: Path) -> None:
     (tmp_path / "small" / "ppo-Hopper-v5-4.json").unlink()
     part = report.Results(results.suite, tmp_path / "small")
-    assert part.matrix("ppo").shape == (1, 2, 2)
-    # One seed has no spread
-    assert str(report.aggregate_table(part, {"ppo": report.iqm_curve(part.matrix("ppo"))})["IQM at 200"][0]) == "0.43"
-    returns = report.task_table(part, "Hopper-v5").set_index("variant")["return at 200"]
-    assert returns["ppo"] == f"{17 + 0.43 * 2583:.5g}"
-    assert returns["agdppo_eag"] == f"{17 + 0.735 * 2583:.5g} ± {0.01 * 2583 / 2**0.5:.4g}"
+    assert part.matrix("ppo").shape == (2, 2, 2)
+    # Two seeds are too few for an interval
+    assert str(report.aggregate_table(part, {"ppo": report.iqm_curve(part.matrix("ppo"))})["IQM at 200"][0]) == "0.44"
     text = report.markdown(part, {"ppo": report.iqm_curve(part.matrix("ppo"))})
-    assert "7 of 8 runs" in text and "not finished: 1 of ppo" in text
+    assert "11 of 12 runs" in text and "not finished: 1 of ppo" in text
+    (tmp_path / "small" / "ppo-Hopper-v5-5.json").unlink()
+    single = report.Results(results.suite, tmp_path / "small")
+    returns = report.task_table(single, "Hopper-v5").set_index("variant")["return at 200"]
+    # Nor is there a spread of one seed
+    assert returns["ppo"] == f"{17 + 0.43 * 2583:.5g}"
+    assert returns["agdppo_eag"] == f"{17 + 0.74 * 2583:.5g} ± {0.01 * 2583:.4g}"
 
 
 def test_report_without_results_says_how_to_make_them(

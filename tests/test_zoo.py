@@ -42,6 +42,7 @@ MEASURED = {("agdppo", "Hopper-v5", key) for key in ("gamma", "gae_lambda", "pol
 MEASURED |= {("agdppo", "Walker2d-v5", "clip_range"), ("agdppo", "HalfCheetah-v5", "policy_kwargs")}
 # What the network, the advantages and the policy loss are made of
 POLICY_SETTINGS = ("normalize", "policy_kwargs", "gamma", "gae_lambda", "clip_range", "vf_coef", "max_grad_norm")
+register()
 # More than any study here has
 STUDY = ["--storage", "study.log", "--trial-id", "7"]
 
@@ -129,7 +130,6 @@ def test_what_does_not_exist_is_refused_without_traceback(
 
 @pytest.mark.parametrize(("name", "env_id"), [(name, env_id) for name in SHIPPED for env_id in SHIPPED[name]])
 def test_shipped_settings_build_their_algorithm(name: str, env_id: str, tmp_path: Path) -> None:
-    register()
     algo = name.removesuffix("_paper")
     config = f"{name}.yml" if name == "agdppo_paper" else None
     manager = AGDExperimentManager(
@@ -236,7 +236,6 @@ def test_the_users_file_comes_first_and_the_zoos_last(tmp_path: Path) -> None:
 
 
 def test_sampled_settings_are_plain_arguments_of_the_algorithm() -> None:
-    register()
     arguments = inspect.signature(AGDPPO).parameters
     own = set(arguments) - set(inspect.signature(PPO).parameters)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
