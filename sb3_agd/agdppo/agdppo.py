@@ -87,7 +87,7 @@ class AGDPPO(PPO):
     :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the current
         progress remaining (from 1 to 0). While it is 0, the world model is not trained either
     :param real_data_ratio: Share of the real transitions in each epoch, at least: where there are fewer, they are repeated.
-        What the world model does not foresee, such as a rare fall, is in the real ones only
+        What the world model does not predict, such as a rare fall, is in the real ones only
     :param n_denoising_steps: Number of calls of the denoiser per segment. Few of them come close to the mean of what may
         happen: tasks where much is left to chance need more
     :param sampler: ``"flow"`` (flow matching, a handful of steps), ``"ddim"`` or ``"ddpm"`` (the paper's, with 128
@@ -432,7 +432,7 @@ class AGDPPO(PPO):
         :param custom_objects: Objects to take in place of those in the file, by name
         :param print_system_info: Whether to print on which system the file was made, and the present one
         :param force_reset: Whether the environment is reset before training. With ``False``, a checkpoint of
-            :class:`ResumableCheckpointCallback` goes on in the midst of its episodes
+            :class:`ResumableCheckpointCallback` goes on in the middle of its episodes
         :param kwargs: Settings to change
         :return: New model
         :raises OSError: If the file cannot be read

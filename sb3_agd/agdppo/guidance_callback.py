@@ -93,7 +93,7 @@ class GuidanceCallback(BaseCallback):
     :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the remaining
         progress. With 0, the world model is not trained either
     :param real_data_ratio: Share of the real transitions in each epoch, at least: where there are fewer, they are repeated.
-        What the world model does not foresee, such as a rare fall, is in the real ones only
+        What the world model does not predict, such as a rare fall, is in the real ones only
     :param n_denoising_steps: Number of calls of the denoiser per segment. Few of them come close to the mean of what may
         happen: tasks where much is left to chance need more
     :param sampler: ``"flow"`` (flow matching), ``"ddim"`` or ``"ddpm"``
@@ -160,7 +160,7 @@ class GuidanceCallback(BaseCallback):
             "termination_fn": termination_fn,
             **(world_model_kwargs or {}),
         }
-        # The world model checks its own arguments: let it do so now rather than in the midst of training
+        # The world model checks its own arguments: let it do so now rather than in the middle of training
         check_arguments(self.world_model_kwargs)
         if self.guide is not None and n_particles == 1 and n_denoising_steps == 1:
             raise ValueError(
@@ -243,7 +243,7 @@ class GuidanceCallback(BaseCallback):
         check_sees_each_step(self)
         self._iteration_start = time.perf_counter()
         if self._is_training:
-            # The last training was interrupted, perhaps in the midst of a step that nobody took note of
+            # The last training was interrupted, perhaps in the middle of a step that nobody took note of
             env = self.training_env
             drain(env)
             self.model._last_obs = env.reset()  # type: ignore[assignment]

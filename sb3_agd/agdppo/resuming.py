@@ -25,7 +25,7 @@ EXPLORATION = ("exploration_mat", "exploration_matrices")
 
 def drain(env: VecEnv | None) -> None:
     """
-    Take what is left in the pipes of environments in other processes after an interrupt in the midst of a step or a reset:
+    Take what is left in the pipes of environments in other processes after an interrupt in the middle of a step or a reset:
     it would be taken for the answer to the next command.
 
     :param env: Environments that are about to be reset or closed

@@ -1,4 +1,4 @@
-"""States of environments in the midst of their episodes, with all of their wrappers."""
+"""States of environments in the middle of their episodes, with all of their wrappers."""
 
 import copy
 import io

@@ -25,7 +25,7 @@ TIME_EMBEDDING_MAX_FREQUENCY = 1000.0
 def asks_policy(denoiser: nn.Module) -> bool:
     """
     :param denoiser: A denoiser, perhaps a user's
-    :return: Whether it walks along segments and can ask a policy on its way
+    :return: Whether it predicts segments state by state and can ask a policy on its way
     """
     return getattr(denoiser, "asks_policy", False)
 
@@ -44,13 +44,13 @@ def time_embedding(time: th.Tensor) -> th.Tensor:
 
 class RecurrentDenoiser(nn.Module):
     """
-    Denoiser that walks along the segment: the clean estimate of each next state follows from the clean estimate
+    Denoiser that predicts a segment state by state: the clean estimate of each next state follows from the clean estimate
     of the state before it, the action, and the noisy next state. The weights are shared over time, as the laws of
     motion are, and no estimate can see a later action. A network without this causality learns that an episode is
     about to end from the padding behind its end, a hint that it lacks when it imagines.
 
     It can ask a policy for each action at the very state that it has just come to, so that states and actions fit
-    together after a single walk.
+    together after a single pass.
 
     :param observation_dim: Dimension of a state
     :param action_dim: Dimension of an action

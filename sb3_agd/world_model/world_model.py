@@ -23,9 +23,9 @@ Policy = Callable[[th.Tensor, slice], th.Tensor]
 TerminationFn = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 MAX_GRAD_NORM = 1.0
-# Steps that the recurrent denoiser walks in training before it is put back to the true state. Long walks teach it to live with
-# its own errors, short ones to foresee the next state and reward
-WALK_LENGTH = 4
+# Steps that the recurrent denoiser predicts open loop in training before it is reset to the true state. Many teach it to live
+# with its own errors, few to predict the next state and reward
+OPEN_LOOP_LENGTH = 4
 # Weight of the newest update in the running mean of the weights, while there are few of them
 EMA_WARMUP = 10
 # Additional terminal transitions per segment in each update
@@ -81,8 +81,8 @@ class DiffusionWorldModel(nn.Module):
 
     :param observation_dim: Dimension of a state
     :param action_dim: Dimension of an action
-    :param horizon: Number of transitions of a segment. In training, the recurrent network is put back to the true state
-        after 4 steps, or after their greatest common divisor with the horizon
+    :param horizon: Number of transitions of a segment. In training, the recurrent network is reset to the true state after
+        4 steps, or after their greatest common divisor with the horizon
     :param sampler: Path and sampler: ``"flow"`` (flow matching), ``"ddim"`` or ``"ddpm"`` (cosine path, without or
         with fresh noise)
     :param n_denoising_steps: Number of calls of the denoiser per segment
@@ -200,8 +200,8 @@ class DiffusionWorldModel(nn.Module):
 
     def denoising_loss(self, segments: Segments[th.Tensor], generator: th.Generator | None = None) -> th.Tensor:
         """
-        Mean squared error of the clean estimate at random noise levels. The recurrent denoiser is put back to the true state
-        every few steps, a compromise between teacher forcing (Williams and Zipser, 1989) and training on its own walk.
+        Mean squared error of the clean estimate at random noise levels. The recurrent denoiser is reset to the true state
+        every few steps, a compromise between teacher forcing (Williams and Zipser, 1989) and training open loop.
 
         :param segments: Real segments in raw units, on the model's device
         :param generator: Source of the noise
@@ -213,8 +213,8 @@ class DiffusionWorldModel(nn.Module):
         noise = th.randn(clean.shape, generator=generator, device=self.device)
         before = self.observation_normalizer.clamp(states[:, :-1])
         denoiser = self.networks["denoiser"]
-        # A network that does not walk sees whole segments
-        length = math.gcd(WALK_LENGTH, self.horizon) if asks_policy(denoiser) else self.horizon
+        # A network that is not recurrent sees whole segments
+        length = math.gcd(OPEN_LOOP_LENGTH, self.horizon) if asks_policy(denoiser) else self.horizon
         noisy, taken = (
             steps.reshape(-1, length, steps.shape[-1]) for steps in (self.path.add_noise(clean, noise, time), actions)
         )
@@ -393,7 +393,7 @@ class DiffusionWorldModel(nn.Module):
         noise = draw(th.randn, self.horizon, self.observation_dim + 1)
         clean = sample(self.path, denoise, noise, self.n_denoising_steps, generator, move, n_particles)
         states = self._raw_states(observations, clean)
-        # The last walk along the segment led to these very states, and asked the policy there
+        # The last pass along the segment led to these very states, and asked the policy there
         actions = taken if asks_policy(denoiser) else policy(states[:, :-1], whole)
         probabilities = self._termination_probabilities(states, actions)
         terminations = draw(th.rand, self.horizon) < probabilities
