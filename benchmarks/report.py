@@ -288,7 +288,7 @@ def plot_learning_curves(results: Results, styles: dict[str, dict], file: Path) 
                     x=position,
                     y=table.return_mean.to_numpy(),
                     ax=axes,
-                    errorbar=("ci", 95),
+                    errorbar=("ci", 95) if table.seed.nunique() >= MIN_SEEDS else None,
                     seed=BOOTSTRAP_SEED,
                     legend=False,
                     **styles[variant],
