@@ -207,22 +207,29 @@ def test_a_users_own_checkpoints_stay_as_they_are(tmp_path: Path, monkeypatch: p
 def test_interrupted_processes_do_not_cost_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manager = AGDExperimentManager(argparse.Namespace(), "agdppo", "CartPole-v1", str(tmp_path))
 
-    def close_interrupted(*_: Any) -> None:
-        raise BrokenPipeError("closing processes that Ctrl-C has ended")
+    def close() -> None:
+        raise BrokenPipeError("these processes have ended")
 
-    def close_after_failure(*_: Any) -> None:
+    def interrupted(*_: Any) -> None:
+        close()
+
+    def failed(*_: Any) -> None:
         try:
             raise RuntimeError("a process has died")
         finally:
-            close_interrupted()
+            close()
+
+    def disconnected(*_: Any) -> None:
+        raise ConnectionError("a callback has lost its server")
 
     # By the class itself: the zoo's name for it is ours once AGDPPO is registered
     (zoos,) = AGDExperimentManager.__bases__
-    monkeypatch.setattr(zoos, "learn", close_interrupted)
+    monkeypatch.setattr(zoos, "learn", interrupted)
     manager.learn(PPO("MlpPolicy", "CartPole-v1"))
-    monkeypatch.setattr(zoos, "learn", close_after_failure)
-    with pytest.raises(RuntimeError, match="a process has died"):
-        manager.learn(PPO("MlpPolicy", "CartPole-v1"))
+    for learn, error in ((failed, RuntimeError), (disconnected, ConnectionError)):
+        monkeypatch.setattr(zoos, "learn", learn)
+        with pytest.raises(error, match=r"a .* has"):
+            manager.learn(PPO("MlpPolicy", "CartPole-v1"))
 
 
 def test_the_users_file_comes_first_and_the_zoos_last(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import re
 import time
+import traceback
 from functools import partialmethod
 from pathlib import Path
 from types import TracebackType
@@ -51,16 +52,16 @@ def find_config(config: str | None, algo: str, env_id: str) -> str | None:
     return str(file) if env_id in entries or "default" in entries else None
 
 
-def passed_through_package(traceback: TracebackType | None) -> bool:
+def passed_through_package(position: TracebackType | None) -> bool:
     """
-    :param traceback: Traceback of an error in training
+    :param position: Traceback of an error in training
     :return: Whether code of this package was at work when it was raised. Methods that all of training runs in do not count
     """
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
+    while position is not None:
+        code = position.tb_frame.f_code
         if Path(code.co_filename).is_relative_to(PACKAGE) and code.co_name not in AROUND_TRAINING:
             return True
-        traceback = traceback.tb_next
+        position = position.tb_next
     return False
 
 
@@ -206,6 +207,8 @@ class AGDExperimentManager(ExperimentManager):
         except ConnectionError as error:
             # Ctrl-C ends the environments in other processes as well. The zoo fails to close them then, and would not save
             # the agent. An error of the training itself comes first
+            if not any(frame.name == "close" for frame in traceback.extract_tb(error.__traceback__)):
+                raise
             if error.__context__ is not None:
                 raise error.__context__ from None
 
