@@ -251,19 +251,19 @@ def test_a_checkpoint_that_is_due_in_the_last_rollout_is_written_at_the_end(tmp_
     assert (tmp_path / "rl_model_64_steps.zip").is_file()
 
 
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_no_checkpoint_is_written_in_the_midst_of_a_rollout_or_an_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = ResumableCheckpointCallback(10, str(tmp_path))
     model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL)
     # A callback ends the second rollout early
-    model.learn(64, [checkpoints, lambda_callback(lambda steps: steps < 50)])
+    model.learn(64, [checkpoints, ConvertCallback(lambda local_variables, _: local_variables["self"].num_timesteps < 50)])
     assert [path.name for path in tmp_path.glob("*.zip")] == ["rl_model_32_steps.zip"]
-
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(model, "train", interrupted)
+    monkeypatch.setattr(model, "train", interrupt)
     with pytest.raises(KeyboardInterrupt):
         model.learn(64, checkpoints)
     # RL-Zoo ends the progress bar so, which may be the checkpoints
@@ -271,27 +271,15 @@ def test_no_checkpoint_is_written_in_the_midst_of_a_rollout_or_an_update(
     assert [path.name for path in tmp_path.glob("*.zip")] == ["rl_model_32_steps.zip"]
 
 
-def lambda_callback(goes_on: Callable[[int], bool]) -> BaseCallback:
-    """
-    :param goes_on: Whether training goes on after so many steps
-    :return: A callback for that
-    """
-    return ConvertCallback(lambda local_variables, _: goes_on(local_variables["self"].num_timesteps))
-
-
 def test_an_agent_of_an_earlier_run_is_not_taken_for_that_of_new_transitions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_with_checkpoints(make_toy, tmp_path)
-    monkeypatch.setattr(AGDPPO, "save", lambda *_: interrupt())
+    monkeypatch.setattr(AGDPPO, "save", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_with_checkpoints(make_toy, tmp_path)
     assert (tmp_path / "rl_model_replay_buffer_96_steps.pkl").is_file()
     assert not (tmp_path / "rl_model_96_steps.zip").exists()
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
 
 
 def test_environments_in_other_processes_begin_new_episodes(tmp_path: Path) -> None:

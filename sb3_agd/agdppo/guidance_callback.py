@@ -217,7 +217,7 @@ class GuidanceCallback(BaseCallback):
             if before != now:
                 raise ValueError(
                     f"`{name}` was {before} when the world model was built, and cannot be {now} now. To change it, make a new "
-                    f"model, or save this one and load it with it: `AGDPPO.load(file, env, {name}=...)`"
+                    "model, or save this one and give the new setting to `AGDPPO.load`"
                 )
         self.imagination = imagination
 
