@@ -108,8 +108,9 @@ def imagination_task(agent: AGDPPO, n_segments: int) -> Callable[[], Any]:
     :return: What is timed: guided imagination
     """
     imagination = agent.imagination
-    chosen = np.random.default_rng(0).integers(len(imagination.store), size=n_segments)
-    streams, rows = (starts[chosen] for starts in imagination.store.recent_starts(len(imagination.store)))
+    streams, rows = imagination.store.recent_starts(len(imagination.store))
+    chosen = np.random.default_rng(0).integers(len(rows), size=n_segments)
+    streams, rows = streams[chosen], rows[chosen]
     starts = th.as_tensor(imagination.store.observations[streams, rows], device=agent.device)
     generator = imagination.generator(0)
     scale = 1.0 if agent.n_particles > 1 else 0.3

@@ -23,6 +23,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sb3_agd
 from sb3_agd import (
@@ -35,9 +36,10 @@ from sb3_agd import (
     RewardGuide,
     SigmoidAdvantageGuide,
 )
-from sb3_agd.agdppo.imagination import Imagination, generalized_advantages
+from sb3_agd.agdppo.imagination import Imagination, generalized_advantages, states_along
 from sb3_agd.agdppo.policy import FixedNoisePolicy
 from sb3_agd.world_model import Critic, Segments
+from sb3_agd.world_model.types import mask_after_termination
 
 SPACES: list[spaces.Space] = [
     spaces.Box(-1, 1, (3,)),
@@ -184,6 +186,109 @@ def test_standardised_imagined_actions_are_standard_normal(use_sde: bool) -> Non
     # Mean and standard deviation over segments at each step: five standard errors
     assert standardised.mean(0).abs().max() < 5 / np.sqrt(4000)
     assert (standardised.std(0) - 1).abs().max() < 5 / np.sqrt(2 * 4000)
+
+
+class SumOfActions(Guide):
+    """Prefers segments for their actions."""
+
+    def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+        return segments.actions.sum((1, 2))
+
+
+def test_actions_that_are_learned_from_are_the_policys_own_also_under_guidance() -> None:
+    """Learned from, the actions of chosen segments would raise the noise of the policy and the values of the critic."""
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    imagination, n_rows = model.imagination, 4000
+    imagination.state.critic_trust = 1.0
+
+    def mean_noise(observations: th.Tensor, actions: th.Tensor) -> float:
+        with th.no_grad():
+            distribution = model.policy.get_distribution(observations).distribution
+        return ((actions - distribution.mean) / distribution.stddev).mean().item()
+
+    imagination.augment(model.rollout_buffer, SumOfActions(), 3.0, 4, n_rows)
+    rows = model.rollout_buffer.imagined
+    assert abs(mean_noise(rows.observations, rows.actions)) < 5 / np.sqrt(n_rows)
+    # The guide was strong enough to be seen
+    starts = th.zeros(n_rows // SMALL["horizon"], 3)
+    chosen, actions = imagination.imagine(starts, SumOfActions(), 3.0, 4, imagination.generator(0))
+    assert mean_noise(chosen.observations[:, :-1].flatten(0, 1), actions.flatten(0, 1)) > 0.3
+
+
+@pytest.mark.parametrize("n_particles", [1, 4])
+def test_guidance_leads_to_the_states_that_imagination_goes_on_from(n_particles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    imagination, calls = model.imagination, []
+    imagination.state.critic_trust = 1.0
+    imagine = imagination.imagine
+
+    def recorded(starts: th.Tensor, guide: Guide | None, *rest: Any) -> Any:
+        segments, actions = imagine(starts, guide, *rest)
+        calls.append((starts, guide, segments))
+        return segments, actions
+
+    monkeypatch.setattr(imagination, "imagine", recorded)
+    imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 1.0, n_particles, 2000)
+    assert [guide is None for _, guide, _ in calls] == ([False] if n_particles == 1 else [False, True])
+    if n_particles > 1:
+        chosen, (starts, *_) = calls[0][2].observations, calls[1]
+        same = (chosen == starts[:, None]).all(2)
+        # One of each segment, from the first to the last, and as often from each step
+        assert same.any(1).all()
+        shares = same.float().mean(0)
+        assert (shares - 1 / same.shape[1]).abs().max() < 5 * np.sqrt(0.25 / len(same))
+    # Without trust in the critic, there is no guidance
+    calls.clear()
+    imagination.state.critic_trust = 0.0
+    imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 1.0, n_particles, 16)
+    assert len(calls) == 1
+
+
+def test_imagination_does_not_go_on_from_the_end_of_an_episode() -> None:
+    terminations = th.tensor([[False, True, False], [False, False, True], [True, False, False], [False, False, False]])
+    steps = th.arange(4.0).expand(4, 4)[..., None]
+    segments = Segments(steps, th.zeros(4, 3, 1), th.zeros(4, 3), terminations, mask_after_termination(terminations))
+    generator = th.Generator().manual_seed(0)
+    drawn = th.stack([states_along(segments, generator) for _ in range(200)]).squeeze(2)
+    for index, last in enumerate([1, 2, 0, 3]):
+        assert set(drawn[:, index].tolist()) == set(range(last + 1))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where a number is read out of a tensor, for which a GPU would have to be waited for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        # The schedule of the sampler is made on the CPU, in double precision
+        if func is th.ops.aten._local_scalar_dense.default and args[0].dtype is not th.float64:
+            raise AssertionError("A number was read out of a tensor")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("n_particles", [1, 4])
+@pytest.mark.parametrize("action_space", [spaces.Box(-1, 1, (2,)), *SPACES[3:]], ids=str)
+@pytest.mark.parametrize("sampler", ["flow", "ddpm"])
+def test_sampling_does_not_wait_for_results(
+    sampler: str, action_space: spaces.Space, n_particles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(action_space=action_space), sampler=sampler, **SMALL).learn(64)
+    imagine, calls = DiffusionWorldModel.imagine, []
+
+    def strict(*arguments: Any) -> Any:
+        with NoWaiting():
+            calls.append(imagine(*arguments))
+        return calls[-1]
+
+    monkeypatch.setattr(DiffusionWorldModel, "imagine", strict)
+    imagination = model.imagination
+    imagination.imagine(th.zeros(8, 3), SigmoidAdvantageGuide(), 1.0, n_particles, imagination.generator(0))
+    assert len(calls) == 1
+
+
+def test_distributions_check_their_parameters_outside_of_imagination() -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64)
+    model.imagine(np.zeros((1, 3)))
+    with pytest.raises(ValueError, match="invalid values"):
+        th.distributions.Normal(th.zeros(1), -th.ones(1))
 
 
 def test_discrete_imagined_actions_follow_the_probabilities_of_the_policy() -> None:

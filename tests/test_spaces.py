@@ -48,6 +48,7 @@ def test_decoding_undoes_encoding(space: spaces.Space) -> None:
     vectors = codec.encode(values)
     assert vectors.dtype == np.float32
     assert vectors.shape == (len(values), codec.size)
+    assert np.array_equal(codec.vectors(th.from_numpy(values.reshape(len(values), -1))).numpy(), vectors)
     decoded = codec.decode(th.from_numpy(vectors)).numpy()
     assert np.allclose(decoded, values.reshape(len(values), -1))
 

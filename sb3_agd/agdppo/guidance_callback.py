@@ -86,8 +86,9 @@ class GuidanceCallback(BaseCallback):
         ``exp(guidance_scale * objective)``. It is multiplied by the explained variance of the critic. It can be a
         function of the remaining progress (from 1 to 0)
     :param n_particles: Segments that are imagined for each one that is kept. With more than 1, the guide does not move
-        states: one of them is drawn, with a probability that grows with its objective. With 1, the guide moves the
-        states along the gradient of its objective, as in the paper
+        states: one of them is drawn, with a probability that grows with its objective, and in training, imagination goes on
+        without guidance from a state along it. With 1, the guide moves the states along the gradient of its objective, as in
+        the paper
     :param horizon: Number of transitions of an imagined segment, best 1, 2 or a multiple of 4, see
         :class:`DiffusionWorldModel`
     :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the remaining

@@ -512,6 +512,11 @@ class Imagination:
         """
         Imagine segments from recent real states and add them to the rollout buffer.
 
+        Where the guide chooses among segments, it leads to the states that the rows begin with, and these are drawn from all
+        along the chosen segments. From there on the policy acts unguided: the actions and returns of a chosen segment
+        are better than the policy's own. Learned from, they raise the policy's noise, and the critic's values to those of a
+        policy that there is not.
+
         :param buffer: The algorithm's rollout buffer
         :param guide: The guide, ``None`` for none
         :param guidance_scale: Strength of the guidance where the critic explains all of the returns
@@ -524,7 +529,11 @@ class Imagination:
         streams, rows = self.store.recent_starts(RECENT_ROWS)
         chosen = self.state.rng.integers(len(rows), size=n_segments)
         starts = th.as_tensor(self.store.observations[streams[chosen], rows[chosen]], device=self.model.device)
-        segments, actions = self.imagine(starts, guide, self.trusted(guidance_scale), n_particles, self.generator())
+        generator, scale = self.generator(), self.trusted(guidance_scale)
+        if guide is not None and n_particles > 1 and scale > 0:
+            chosen_segments, _ = self.imagine(starts, guide, scale, n_particles, generator)
+            starts, guide = states_along(chosen_segments, generator), None
+        segments, actions = self.imagine(starts, guide, scale, n_particles, generator)
         buffer.augment(self._rollout_rows_of(segments, actions.flatten(0, 1), n_rows), self.state.rng, n_repeats)
         return 1 - segments.mask.float().mean().item()
 
@@ -562,6 +571,19 @@ class Imagination:
             advantages.flatten()[rows],
             returns.flatten()[rows],
         )
+
+
+def states_along(segments: Segments[th.Tensor], generator: th.Generator) -> th.Tensor:
+    """
+    :param segments: Segments
+    :param generator: Source of randomness
+    :return: One state of each that is not terminal, any with the same probability, shape (B, observation_dim)
+    """
+    last = (segments.mask & ~segments.terminations).sum(1)
+    uniform = th.rand(len(segments), generator=generator, device=generator.device)
+    # The product can be rounded up
+    steps = th.minimum((uniform * (last + 1)).long(), last)
+    return segments.observations[th.arange(len(segments), device=steps.device), steps]
 
 
 def generalized_advantages(

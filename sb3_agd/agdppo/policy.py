@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +92,17 @@ def check_distribution(policy: ActorCriticPolicy) -> None:
             f"The action distribution {type(policy.action_dist).__name__} of {type(policy).__name__} is not supported: it "
             f"must be one of {known}, or a subclass"
         )
+
+
+@contextmanager
+def unchecked_parameters() -> Iterator[None]:
+    """Distributions that are made within do not check their parameters: on a GPU, that is to wait for them."""
+    before = th.distributions.Distribution._validate_args
+    th.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        th.distributions.Distribution.set_default_validate_args(before)
 
 
 class Agent:
@@ -216,7 +229,8 @@ class FixedNoisePolicy:
         :return: Actions as SB3's rollout buffer stores them, shape (B * n, action_dim)
         """
         policy = self.agent.model.policy
-        distribution: Distribution = policy.get_distribution(observations)
+        with unchecked_parameters():
+            distribution: Distribution = policy.get_distribution(observations)
         if isinstance(distribution, StateDependentNoiseDistribution):
             exploration = self.noise * distribution.get_std(policy.log_std)
             latent = distribution._latent_sde.view(len(exploration), -1, exploration.shape[1])
@@ -254,8 +268,5 @@ class FixedNoisePolicy:
         """
         buffered = self.sample(self.agent.policy_observations(states), steps)
         self.actions[:, steps] = buffered.view(*states.shape[:2], -1)
-        actions = self.environment_actions(buffered)
-        if not isinstance(self.agent.model.action_space, spaces.Box):
-            encoded = self.agent.action_codec.encode(actions.cpu().numpy())
-            actions = th.as_tensor(encoded, device=states.device)
+        actions = self.agent.action_codec.vectors(self.environment_actions(buffered))
         return actions.view(*states.shape[:2], -1)

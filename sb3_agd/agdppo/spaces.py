@@ -36,6 +36,15 @@ class SpaceCodec(ABC):
         """
 
     @abstractmethod
+    def vectors(self, elements: th.Tensor) -> th.Tensor:
+        """
+        The same for elements that are known to be in the space, on any device and without waiting for it.
+
+        :param elements: Flattened, shape (N, prod(shape))
+        :return: Vectors, float32, shape (N, size)
+        """
+
+    @abstractmethod
     def decode(self, vectors: th.Tensor) -> th.Tensor:
         """
         :param vectors: Not necessarily exact encodings, shape (..., size)
@@ -60,6 +69,9 @@ class VectorCodec(SpaceCodec):
     def encode(self, values: np.ndarray) -> np.ndarray:
         return np.asarray(values, dtype=np.float32).reshape(-1, self.size)
 
+    def vectors(self, elements: th.Tensor) -> th.Tensor:
+        return elements.float()
+
     def decode(self, vectors: th.Tensor) -> th.Tensor:
         if not np.issubdtype(self.dtype, np.integer):
             return vectors
@@ -79,16 +91,18 @@ class OneHotCodec(SpaceCodec):
     def __init__(self, sizes: list[int], shape: tuple[int, ...], dtype: Any):
         super().__init__(sum(sizes), shape, dtype)
         self.sizes = sizes
-        self.offsets = np.cumsum([0, *sizes[:-1]])
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         values = np.asarray(values).reshape(-1, len(self.sizes))
         indices = values.astype(np.int64)
         if np.any((indices != values) | (indices < 0) | (indices >= self.sizes)):
             raise ValueError(f"Discrete values must be integers from 0 to below {self.sizes}, not {values.tolist()}")
-        vectors = np.zeros((len(indices), self.size), dtype=np.float32)
-        np.put_along_axis(vectors, indices + self.offsets, 1.0, axis=1)
-        return vectors
+        return self.vectors(th.from_numpy(indices)).numpy()
+
+    def vectors(self, elements: th.Tensor) -> th.Tensor:
+        columns = elements.split(1, dim=-1)
+        codes = [column == th.arange(size, device=column.device) for column, size in zip(columns, self.sizes, strict=True)]
+        return th.cat(codes, dim=-1).float()
 
     def decode(self, vectors: th.Tensor) -> th.Tensor:
         return th.stack([part.argmax(-1) for part in vectors.split(self.sizes, dim=-1)], dim=-1)

@@ -127,7 +127,7 @@ def sample(
         variance = path.step_variance(time, earlier)
         direction = (x - alpha_t.item() * clean) / sigma_t.item()
         x = alpha_s.item() * clean + (sigma_s**2 - variance).clamp(min=0).sqrt().item() * direction
-        if variance > 0:
+        if variance.item() > 0:
             shape = (len(x) // n_particles, *x.shape[1:])
             fresh = th.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
             x = x + variance.sqrt().item() * fresh.repeat_interleave(n_particles, dim=0)

@@ -127,8 +127,8 @@ class DiffusionWorldModel(nn.Module):
         self.ema_decay = ema_decay
         self.termination_fn = termination_fn
         self.path = PATHS[sampler]()
-        # Mean length of the guide's shifts of a segment in the last imagination, in standard deviations
-        self.guidance_norm = 0.0
+        # Lengths of the guide's shifts in the last imagination, one for each reverse step
+        self._guidance_lengths: list[th.Tensor] = []
         self.observation_normalizer = Normalizer(observation_dim)
         self.action_normalizer = Normalizer(action_dim)
         self.reward_normalizer = Normalizer(1)
@@ -165,6 +165,11 @@ class DiffusionWorldModel(nn.Module):
     def is_trained(self) -> bool:
         """Whether it was ever trained."""
         return self.n_updates.item() > 0
+
+    @property
+    def guidance_norm(self) -> float:
+        """Mean length of the guide's shifts of a segment in the last imagination, in standard deviations."""
+        return th.stack(self._guidance_lengths).mean().item() if self._guidance_lengths else 0.0
 
     def observe(self, observations: th.Tensor, actions: th.Tensor, rewards: th.Tensor, terminations: th.Tensor) -> None:
         """
@@ -347,7 +352,7 @@ class DiffusionWorldModel(nn.Module):
         whole = slice(0, self.horizon)
         denoiser = self.ema_networks["denoiser"]
         taken = observations.new_empty(len(observations), self.horizon, self.action_dim)
-        guidance_lengths = []
+        self._guidance_lengths = []
 
         def act(standardised: th.Tensor, steps: slice) -> th.Tensor:
             normalizer = self.observation_normalizer
@@ -381,7 +386,7 @@ class DiffusionWorldModel(nn.Module):
                 (gradient,) = th.autograd.grad(objective.sum(), leaf)
             # The margin around the observed range is also the limit of what a guide may ask for
             guided = self._clamp(clean + guidance_scale * weight * gradient)
-            guidance_lengths.append((guided - clean).flatten(1).norm(dim=1).mean())
+            self._guidance_lengths.append((guided - clean).flatten(1).norm(dim=1).mean())
             states = self._raw_states(observations, guided)
             return guided
 
@@ -397,7 +402,6 @@ class DiffusionWorldModel(nn.Module):
         actions = taken if asks_policy(denoiser) else policy(states[:, :-1], whole)
         probabilities = self._termination_probabilities(states, actions)
         terminations = draw(th.rand, self.horizon) < probabilities
-        self.guidance_norm = th.stack(guidance_lengths).mean().item() if guidance_lengths else 0.0
         return Segments(
             observations=states,
             actions=actions,
