@@ -265,10 +265,11 @@ def main() -> None:
     stored_bytes = sum(getattr(store, name)[:, :n_rows].nbytes for name in ARRAYS) / len(store)
     figures: dict[str, Any] = {
         "imagined transitions per second": rates["imagine"],
-        "of these kept": rates["imagine"] / agent.n_particles,
+        # The candidates, and an unguided segment for each group of them
+        "transitions to learn from, per second": rates["imagine"] / (agent.n_particles + 1),
         "imagined transitions per second, paper": rates["imagine_paper"],
         "ratio to the paper": rates["imagine"] / rates["imagine_paper"],
-        "ratio to the paper of those kept": rates["imagine"] / agent.n_particles / rates["imagine_paper"],
+        "ratio to the paper of those to learn from": rates["imagine"] / (agent.n_particles + 1) / rates["imagine_paper"],
         "imagined transitions per second, SB3's default networks": rates["imagine_default"],
         "ratio to the paper, SB3's default networks": rates["imagine_default"] / rates["imagine_default_paper"],
         "world-model updates per second": 1 / small,

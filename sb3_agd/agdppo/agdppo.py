@@ -33,7 +33,7 @@ SelfAGDPPO = TypeVar("SelfAGDPPO", bound="AGDPPO")
 class AGDPPO(PPO):
     """
     Advantage-Guided Diffusion PPO: Proximal Policy Optimization whose updates also learn from trajectory segments
-    that a diffusion world model imagines, steered by the advantage of the current critic. All of PPO's arguments,
+    that a diffusion world model imagines, from states chosen by the advantage of the current critic. All of PPO's arguments,
     defaults and methods stay as they are; with ``synthetic_ratio=0`` it is PPO.
 
     Paper: https://arxiv.org/abs/2604.09035
@@ -73,24 +73,24 @@ class AGDPPO(PPO):
     :param seed: Seed for the pseudo random generators. Imagination has a private generator with the same seed
     :param device: Device (cpu, cuda, ...) on which the code should be run.
         Setting it to auto, the code will be run on the GPU if possible.
-    :param guidance: What imagined segments are steered towards: ``"sag"`` or ``"eag"`` (Sigmoid or Exponential
+    :param guidance: What guided segments are to have, and so the states along them: ``"sag"`` or ``"eag"`` (Sigmoid or Exponential
         Advantage Guidance), ``"reward"``, ``"none"``, or a :class:`Guide` of your own
     :param guidance_scale: Strength of the guidance, per standard deviation of the advantage: segments are reweighted by
         ``exp(guidance_scale * objective)``. In training it is multiplied by the explained variance of the critic, so
         that a critic that knows nothing guides nothing. It can be a function of the current progress remaining (from 1
         to 0)
-    :param n_particles: Segments that are imagined for each one that is kept. With more than 1, the guide does not move
-        states: one of them is drawn, with a probability that grows with its objective, and in training, imagination goes on
-        without guidance from a state along it. With 1, the guide moves the states along the gradient of its objective, as in
-        the paper
+    :param n_particles: Candidate segments for each real start state. With more than 1, the guide draws one of them, with a
+        probability that grows with its objective. In training, a second segment is imagined without guidance from a random
+        state along it, and only that one is learned from. With 1, the guide moves the imagined states along the gradient of
+        its objective, and these segments are learned from, as in the paper
     :param horizon: Number of transitions of an imagined segment, best 1, 2 or a multiple of 4, see
         :class:`DiffusionWorldModel`
     :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the current
         progress remaining (from 1 to 0). While it is 0, the world model is not trained either
     :param real_data_ratio: Share of the real transitions in each epoch, at least: where there are fewer, they are repeated.
         What the world model does not predict, such as a rare fall, is in the real ones only
-    :param n_denoising_steps: Number of calls of the denoiser per segment. Few of them come close to the mean of what may
-        happen: tasks where much is left to chance need more
+    :param n_denoising_steps: Number of calls of the denoiser per segment. With few, samples are close to the mean of the
+        next-state distribution: use more in stochastic environments
     :param sampler: ``"flow"`` (flow matching, a handful of steps), ``"ddim"`` or ``"ddpm"`` (the paper's, with 128
         steps)
     :param world_model_gradient_steps: Updates of the world model per rollout (five times as many for the first)
@@ -369,7 +369,8 @@ class AGDPPO(PPO):
         seed: int | None = None,
     ) -> Segments[np.ndarray]:
         """
-        Imagine one segment from each of the given states with the current policy.
+        Imagine one segment from each of the given states with the current policy. With ``n_particles`` above 1, training takes
+        start states from guided segments and learns from unguided ones (``guidance="none"``).
 
         :param observations: Observations as the environment gives them, not as ``VecNormalize`` does, shape
             (B, observation_dim). With another wrapper around ``VecNormalize``, frame stacking for example, those that this

@@ -73,30 +73,30 @@ def make_schedule(name: str, value: float | Schedule, positive: bool = False) ->
 class GuidanceCallback(BaseCallback):
     """
     Learn a diffusion world model from the real rollouts and, before each policy update, augment the rollout buffer with
-    imagined segments, steered by the advantage of the current critic.
+    imagined segments, from states chosen by the advantage of the current critic.
 
     AGDPPO installs this callback by itself. It also works with other on-policy algorithms of SB3 and sb3-contrib,
     such as A2C and TRPO, if they are created with ``rollout_buffer_class=AugmentedRolloutBuffer``.
 
     Paper: https://arxiv.org/abs/2604.09035
 
-    :param guidance: What imagined segments are steered towards: ``"sag"`` or ``"eag"`` (Sigmoid or Exponential
+    :param guidance: What guided segments are to have, and so the states along them: ``"sag"`` or ``"eag"`` (Sigmoid or Exponential
         Advantage Guidance), ``"reward"``, ``"none"``, or a :class:`Guide` of your own
     :param guidance_scale: Strength of the guidance, per standard deviation of the advantage: segments are reweighted by
         ``exp(guidance_scale * objective)``. It is multiplied by the explained variance of the critic. It can be a
         function of the remaining progress (from 1 to 0)
-    :param n_particles: Segments that are imagined for each one that is kept. With more than 1, the guide does not move
-        states: one of them is drawn, with a probability that grows with its objective, and in training, imagination goes on
-        without guidance from a state along it. With 1, the guide moves the states along the gradient of its objective, as in
-        the paper
+    :param n_particles: Candidate segments for each real start state. With more than 1, the guide draws one of them, with a
+        probability that grows with its objective. In training, a second segment is imagined without guidance from a random
+        state along it, and only that one is learned from. With 1, the guide moves the imagined states along the gradient of
+        its objective, and these segments are learned from, as in the paper
     :param horizon: Number of transitions of an imagined segment, best 1, 2 or a multiple of 4, see
         :class:`DiffusionWorldModel`
     :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the remaining
         progress. With 0, the world model is not trained either
     :param real_data_ratio: Share of the real transitions in each epoch, at least: where there are fewer, they are repeated.
         What the world model does not predict, such as a rare fall, is in the real ones only
-    :param n_denoising_steps: Number of calls of the denoiser per segment. Few of them come close to the mean of what may
-        happen: tasks where much is left to chance need more
+    :param n_denoising_steps: Number of calls of the denoiser per segment. With few, samples are close to the mean of the
+        next-state distribution: use more in stochastic environments
     :param sampler: ``"flow"`` (flow matching), ``"ddim"`` or ``"ddpm"``
     :param world_model_gradient_steps: Updates of the world model per rollout (five times as many for the first)
     :param world_model_batch_size: Segments per update of the world model

@@ -512,10 +512,9 @@ class Imagination:
         """
         Imagine segments from recent real states and add them to the rollout buffer.
 
-        Where the guide chooses among segments, it leads to the states that the rows begin with, and these are drawn from all
-        along the chosen segments. From there on the policy acts unguided: the actions and returns of a chosen segment
-        are better than the policy's own. Learned from, they raise the policy's noise, and the critic's values to those of a
-        policy that there is not.
+        Where the guide chooses among candidates, the segments that it chose only provide start states. The rows come from
+        segments imagined from there without guidance: the actions and returns of chosen segments are better than the
+        policy's own, and learning from them would raise the policy's noise and make the critic overestimate it.
 
         :param buffer: The algorithm's rollout buffer
         :param guide: The guide, ``None`` for none
