@@ -20,6 +20,7 @@ from stable_baselines3.common.distributions import SquashedDiagGaussianDistribut
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 from torch import nn
@@ -186,6 +187,74 @@ def test_standardised_imagined_actions_are_standard_normal(use_sde: bool) -> Non
     # Mean and standard deviation over segments at each step: five standard errors
     assert standardised.mean(0).abs().max() < 5 / np.sqrt(4000)
     assert (standardised.std(0) - 1).abs().max() < 5 / np.sqrt(2 * 4000)
+
+
+class FewTerminations(Guide):
+    """Whole numbers, as users may write them."""
+
+    def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+        return -segments.terminations.sum(1)
+
+
+class EachStep(Guide):
+    """Forgets to sum."""
+
+    def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+        return critic.advantages(segments)
+
+
+def test_candidates_may_be_chosen_by_whole_numbers() -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(terminates=True), guidance=FewTerminations(), **SMALL).learn(64)
+    model.imagination.state.critic_trust = 1.0
+    model.imagination.augment(model.rollout_buffer, FewTerminations(), 1.0, 4, 64)
+    starts = np.zeros((500, 3))
+    ends = [model.imagine(starts, guidance_scale=scale, seed=0).terminations.mean() for scale in (0.0, 10.0)]
+    assert ends[1] < ends[0]
+
+
+@pytest.mark.parametrize("n_particles", [1, 4])
+def test_an_objective_of_the_wrong_shape_is_refused(n_particles: int) -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL | {"n_particles": n_particles}).learn(64)
+    with pytest.raises(ValueError, match=r"objective of EachStep must have one number per segment, shape \(\d+,\), not"):
+        model.imagine(np.zeros((2, 3)), EachStep(), 1.0)
+
+
+@pytest.mark.parametrize("action_space", [SPACES[0], *SPACES[3:]], ids=str)
+def test_a_policy_that_is_not_finite_does_not_imagine(action_space: spaces.Space) -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(action_space=action_space), **SMALL).learn(64)
+    with th.no_grad():
+        model.policy.action_net.weight.fill_(math.nan)
+    with pytest.raises(ValueError, match="invalid values"):
+        model.imagine(np.zeros((5, 3)))
+
+
+def test_guidance_that_cannot_move_states_is_refused_also_where_it_is_given_later() -> None:
+    settings = SMALL | {"n_particles": 1, "n_denoising_steps": 1}
+    model = AGDPPO("MlpPolicy", ToyEnv(), guidance="none", **settings).learn(64)
+    model.imagine(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="`n_denoising_steps` must be at least 2"):
+        model.imagine(np.zeros((2, 3)), guidance="sag")
+
+
+class Convolution(BaseFeaturesExtractor):
+    """Wants observations in their own shape."""
+
+    def __init__(self, observation_space: spaces.MultiBinary):
+        n_rows, n_columns = observation_space.shape
+        super().__init__(observation_space, 4 * n_columns)
+        self.layers = nn.Sequential(nn.Conv1d(n_rows, 4, 1), nn.Flatten())
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.layers(observations)
+
+
+@pytest.mark.parametrize("n_particles", [1, 4])
+def test_extractors_get_binary_observations_in_their_own_shape(n_particles: int) -> None:
+    policy_kwargs = {"net_arch": [16], "features_extractor_class": Convolution}
+    settings = SMALL | {"policy_kwargs": policy_kwargs, "n_particles": n_particles}
+    model = AGDPPO("MlpPolicy", ToyEnv(spaces.MultiBinary((2, 3))), **settings).learn(64)
+    segments = model.imagine(np.zeros((2, 2, 3)), guidance_scale=1.0)
+    assert segments.observations.shape == (2, SMALL["horizon"] + 1, 6)
 
 
 class SumOfActions(Guide):

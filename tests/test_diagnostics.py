@@ -19,6 +19,7 @@ from environments import SMALL, ToyEnv
 from gymnasium import spaces
 from PIL import Image
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from test_zoo_commands import SETTINGS
 
@@ -116,6 +117,26 @@ def test_monte_carlo_returns_are_those_of_the_environment() -> None:
     value = laboratory.imagination.critic.values(th.as_tensor(laboratory.simulator.env.unwrapped._observation())[None].float())
     assert value.abs().item() < 10
     assert ahead == pytest.approx(2 * (1 - 0.5**n_steps), abs=10 * 0.5**n_steps)
+
+
+class Seldom(BaseFeaturesExtractor):
+    """Says when it is used as in training."""
+
+    def __init__(self, observation_space: gym.Space):
+        super().__init__(observation_space, 3)
+        self.watched = False
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        assert not (self.watched and self.training)
+        return observations
+
+
+def test_reports_use_the_policy_as_in_evaluation(tmp_path: Path) -> None:
+    policy_kwargs = {"net_arch": [16], "features_extractor_class": Seldom}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"policy_kwargs": policy_kwargs}).learn(64)
+    model.policy.set_training_mode(True)
+    model.policy.features_extractor.watched = True
+    imagination_report(model, partial(gym.make, "Pendulum-v1"), tmp_path, N_STARTS, n_filmed=0)
 
 
 class Forgetful(ToyEnv):

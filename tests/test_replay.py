@@ -12,7 +12,7 @@ from gymnasium.wrappers import RecordVideo
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 
 from sb3_agd import AGDPPO, ExponentialAdvantageGuide
 from sb3_agd.agdppo import imagination, replay
@@ -222,7 +222,18 @@ def test_the_true_gain_is_the_claimed_one_if_the_world_model_is_the_simulator(mo
     assert gains["true_gain"] != 0
 
 
-@pytest.mark.parametrize("kind", ["no simulator", "other process", "frame stack", "video"])
+class Scaled(VecEnvWrapper):
+    """Observations of the same shape, but other values."""
+
+    def reset(self) -> Any:
+        return 100 * self.venv.reset()
+
+    def step_wait(self) -> Any:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return 100 * observations, rewards, dones, infos
+
+
+@pytest.mark.parametrize("kind", ["no simulator", "other process", "frame stack", "scaled", "video"])
 def test_what_is_no_plain_simulator_is_not_probed(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def make_env() -> gym.Env:
         if kind == "video":
@@ -232,6 +243,8 @@ def test_what_is_no_plain_simulator_is_not_probed(kind: str, monkeypatch: pytest
     env: VecEnv = SubprocVecEnv([make_env]) if kind == "other process" else DummyVecEnv([make_env])
     if kind == "frame stack":
         env = VecFrameStack(env, 2)
+    if kind == "scaled":
+        env = Scaled(env)
     model, rows = train(env, monkeypatch, 1)
     env.close()
     assert model.rollout_buffer.n_imagined > 0

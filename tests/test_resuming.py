@@ -134,6 +134,16 @@ def test_a_run_that_began_with_a_loaded_agent_is_resumed_bit_for_bit_as_well(tmp
     assert_equal_runs(model, resumed)
 
 
+def test_an_ordinary_file_in_environments_that_were_never_reset_begins_new_episodes(tmp_path: Path) -> None:
+    def make_env() -> VecNormalize:
+        return VecNormalize(make_vec_env(ToyEnv))
+
+    AGDPPO("MlpPolicy", make_env(), **SMALL).learn(48).save(tmp_path / "model")
+    model = AGDPPO.load(tmp_path / "model", make_env(), force_reset=False)
+    model.learn(32, reset_num_timesteps=False)
+    assert len(model.replay_buffer) == 32
+
+
 def test_a_run_that_fails_before_its_first_step_can_still_be_resumed(tmp_path: Path) -> None:
     class Failing(BaseCallback):
         def _init_callback(self) -> None:

@@ -1008,6 +1008,8 @@ def test_world_model_works_without_the_agent_and_its_libraries() -> None:
         ("sampler", None),
         ("ema_decay", 1.0),
         ("ema_decay", -0.1),
+        ("ema_decay", "a"),
+        ("sampler", ["flow"]),
         ("ema_decay", float("nan")),
         ("learning_rate", -1.0),
         ("learning_rate", float("nan")),
@@ -1024,6 +1026,14 @@ def test_bad_argument_is_refused_by_name(argument: str, value: Any) -> None:
 def test_bad_guidance_scale_is_refused_by_name(scale: float) -> None:
     with pytest.raises(ValueError, match="`guidance_scale`"):
         make_model().imagine(th.zeros(2, OBSERVATION_DIM), linear_policy, RewardGuide(), linear_critic(), scale, seeded())
+
+
+def test_a_guide_without_a_denoising_step_to_guide_is_refused() -> None:
+    model = make_model(n_denoising_steps=1)
+    with pytest.raises(ValueError, match="`n_denoising_steps` must be at least 2"):
+        model.imagine(th.zeros(2, OBSERVATION_DIM), linear_policy, RewardGuide(), linear_critic(), 1.0, seeded())
+    # Nothing is to be moved
+    model.imagine(th.zeros(2, OBSERVATION_DIM), linear_policy, RewardGuide(), linear_critic(), 0.0, seeded())
 
 
 def test_guide_without_a_critic_is_refused() -> None:

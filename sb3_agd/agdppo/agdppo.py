@@ -281,6 +281,10 @@ class AGDPPO(PPO):
             # The episodes that were under way are lost
             self._last_obs = None
             self.run_state.restore_statistics(self)
+        normalization = self.get_vec_normalize_env()
+        if self.run_state is None and normalization is not None and not hasattr(normalization, "old_obs"):
+            # A model was loaded into new environments without a reset, and is no checkpoint with their state
+            self._last_obs = None
         if self._last_obs is None:
             drain(self.env)
         self.imagination.keep_statistics()

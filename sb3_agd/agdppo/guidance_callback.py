@@ -20,7 +20,7 @@ from sb3_agd.agdppo.resuming import check_sees_each_step, drain
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.world_model import DiffusionWorldModel, Guide
 from sb3_agd.world_model.guides import GUIDES
-from sb3_agd.world_model.world_model import TerminationFn, check_arguments, check_integer
+from sb3_agd.world_model.world_model import TerminationFn, check_arguments, check_can_move, check_integer
 
 # The first fit takes this many times the updates of the later ones
 WARMUP_FITS = 5
@@ -143,7 +143,7 @@ class GuidanceCallback(BaseCallback):
         check_integer("world_model_gradient_steps", world_model_gradient_steps, 1)
         check_integer("world_model_batch_size", world_model_batch_size, 1)
         check_integer("world_model_warmup", world_model_warmup, 0)
-        if not isinstance(real_data_ratio, (int, float)) or not 0 <= real_data_ratio < 1:
+        if not isinstance(real_data_ratio, (int, float, np.number)) or not 0 <= real_data_ratio < 1:
             raise ValueError(f"`real_data_ratio` must be a number of at least 0 and below 1, not {real_data_ratio!r}")
         self.n_particles = n_particles
         self.real_data_ratio = real_data_ratio
@@ -163,10 +163,8 @@ class GuidanceCallback(BaseCallback):
         }
         # The world model checks its own arguments: let it do so now rather than in the middle of training
         check_arguments(self.world_model_kwargs)
-        if self.guide is not None and n_particles == 1 and n_denoising_steps == 1:
-            raise ValueError(
-                "`n_denoising_steps` must be at least 2 with `n_particles=1`: the guide moves states at each step but the last"
-            )
+        if self.guide is not None and n_particles == 1:
+            check_can_move(n_denoising_steps)
         # A window and the state after it must fit into the ring
         check_integer("world_model_buffer_size", world_model_buffer_size, horizon + 2)
         self.progress_bar = progress_bar

@@ -13,7 +13,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
-from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor, VecNormalize, VecVideoRecorder
+from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecMonitor, VecNormalize, VecVideoRecorder
 from torch.nn import functional as F
 
 from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy, Normalization, check_distribution, normalization_statistics
@@ -42,6 +42,26 @@ HELD_OUT_WINDOWS = 256
 PASSING_WRAPPERS = (VecMonitor, VecCheckNan, VecVideoRecorder)
 # Weight of the newest rollout in the running deviation of the advantage
 ADVANTAGE_STD_RATE = 0.1
+
+
+def beneath_passing_wrappers(env: VecEnv | None) -> VecEnv | None:
+    """
+    :param env: Environments, if there are any
+    :return: The outermost of their wrappers that does more than to hand on, or the environments themselves
+    """
+    while isinstance(env, PASSING_WRAPPERS):
+        env = env.venv
+    return env
+
+
+def chooses(guide: Guide | None, guidance_scale: float, n_particles: int) -> bool:
+    """
+    :param guide: The guide, ``None`` for none
+    :param guidance_scale: Strength of the guidance
+    :param n_particles: Number of candidates
+    :return: Whether the guide chooses among candidates and does not move states
+    """
+    return guide is not None and guidance_scale > 0 and n_particles > 1
 
 
 def discounted_returns(rewards: np.ndarray, gamma: float, future: float = 0.0) -> np.ndarray:
@@ -215,9 +235,7 @@ class Imagination:
     @property
     def _vec_normalize(self) -> VecNormalize | None:
         """The normalising wrapper, if what it puts out is what the policy sees."""
-        env = self.model.env
-        while isinstance(env, PASSING_WRAPPERS):
-            env = env.venv
+        env = beneath_passing_wrappers(self.model.env)
         # Where another wrapper (frame stacking, say) comes after it, what that one puts out counts as raw
         return env if isinstance(env, VecNormalize) else None
 
@@ -462,11 +480,16 @@ class Imagination:
         :param n_particles: Segments to choose each one from; with 1, the guide moves the states instead
         :param generator: Source of all noise
         :return: Segments in raw units, and their actions as the rollout buffer stores them, shape (B, H, action_dim)
+        :raises ValueError: If the parameters of the policy are not finite, or the guide's objective has another shape than
+            (B,)
         """
         agent, world_model = self.agent, self.world_model
         self.model.policy.set_training_mode(False)
+        # With its parameters checked, which is left out within the sampling loop
+        with th.no_grad():
+            self.model.policy.get_distribution(agent.policy_observations(starts[:1]))
         critic = self.critic
-        selector = guide if n_particles > 1 and guidance_scale > 0 else None
+        selector = guide if chooses(guide, guidance_scale, n_particles) else None
         mover = guide if selector is None else None
         n_candidates = 1 if selector is None else n_particles
         candidates = starts.repeat_interleave(n_candidates, dim=0)
@@ -475,7 +498,7 @@ class Imagination:
         actions = policy.actions
         if selector is not None:
             with th.no_grad():
-                objectives = selector.objective(segments, critic)
+                objectives = selector.checked_objective(segments, critic)
             chosen = select_particles(objectives, n_particles, guidance_scale, generator)
             segments, actions = segments.map(lambda array: array[chosen]), actions[chosen]
         return segments, actions
@@ -529,7 +552,7 @@ class Imagination:
         chosen = self.state.rng.integers(len(rows), size=n_segments)
         starts = th.as_tensor(self.store.observations[streams[chosen], rows[chosen]], device=self.model.device)
         generator, scale = self.generator(), self.trusted(guidance_scale)
-        if guide is not None and n_particles > 1 and scale > 0:
+        if chooses(guide, scale, n_particles):
             chosen_segments, _ = self.imagine(starts, guide, scale, n_particles, generator)
             starts, guide = states_along(chosen_segments, generator), None
         segments, actions = self.imagine(starts, guide, scale, n_particles, generator)

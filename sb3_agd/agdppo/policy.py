@@ -178,7 +178,7 @@ class Agent:
         policy = self.model.policy
         if not th.is_grad_enabled():
             return policy.predict_values(self.policy_observations(vectors)).flatten()
-        if isinstance(self.model.observation_space, spaces.Box):
+        if isinstance(self.model.observation_space, (spaces.Box, spaces.MultiBinary)):
             return policy.predict_values(self._normalize(vectors)).flatten()
         features = policy.vf_features_extractor(vectors)
         return policy.value_net(policy.mlp_extractor.forward_critic(features)).flatten()

@@ -11,9 +11,9 @@ import torch as th
 from gymnasium import spaces
 from gymnasium.wrappers import RecordVideo
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_agd.agdppo.imagination import Imagination
+from sb3_agd.agdppo.imagination import Imagination, beneath_passing_wrappers
 from sb3_agd.agdppo.snapshots import Snapshot, env_layers, simulators
 from sb3_agd.agdppo.spaces import SpaceCodec
 from sb3_agd.world_model import Critic, Guide, Segments
@@ -151,15 +151,15 @@ class GuidanceProbe:
         :return: The environment, ``None`` if it cannot or must not be put back into earlier states
         """
         imagination = self.imagination
-        venv: Any = imagination.model.env
-        if not isinstance(venv.unwrapped, DummyVecEnv):
+        # The agent must see it as it is, up to a normalisation that imagination knows
+        venv = beneath_passing_wrappers(imagination.model.env)
+        if isinstance(venv, VecNormalize):
+            venv = beneath_passing_wrappers(venv.venv)
+        if not isinstance(venv, DummyVecEnv):
             return None
-        env = venv.unwrapped.envs[index]
+        env = venv.envs[index]
         layers = env_layers(env)
         if not simulators(layers) or any(isinstance(layer, RecordVideo) for layer in layers):
-            return None
-        if env.observation_space.shape != imagination.model.observation_space.shape:
-            # The agent sees it through further wrappers, such as frame stacking
             return None
         return Simulator(env, imagination.observation_codec, imagination.action_codec)
 

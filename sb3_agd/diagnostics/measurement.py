@@ -76,6 +76,7 @@ class Laboratory:
         self.model = model
         self.imagination = model.imagination
         self.imagination.check_trained()
+        model.policy.set_training_mode(False)
         env = make_env()
         for what, space, expected in (
             ("observation", env.observation_space, model.observation_space),

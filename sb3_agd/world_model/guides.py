@@ -67,6 +67,23 @@ class Guide(ABC):
         :return: What to raise, one scalar per segment, shape (B,)
         """
 
+    def checked_objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+        """
+        :meth:`objective`, as floating-point numbers.
+
+        :param segments: See there
+        :param critic: The agent's critic
+        :return: Shape (B,)
+        :raises ValueError: If it has another shape
+        """
+        objectives = self.objective(segments, critic)
+        if objectives.shape != (len(segments),):
+            raise ValueError(
+                f"The objective of {type(self).__name__} must have one number per segment, shape {(len(segments),)}, not "
+                f"{tuple(objectives.shape)}"
+            )
+        return objectives if objectives.is_floating_point() else objectives.float()
+
 
 class ExponentialAdvantageGuide(Guide):
     """

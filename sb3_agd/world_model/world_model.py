@@ -55,7 +55,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     for name in ("horizon", "n_denoising_steps", "width", "depth"):
         check_integer(name, arguments.get(name, 1), 1)
     ema_decay, learning_rate = arguments.get("ema_decay", 0.0), arguments.get("learning_rate", 0.0)
-    if not 0 <= ema_decay < 1:
+    if not isinstance(ema_decay, (int, float, np.number)) or not 0 <= ema_decay < 1:
         raise ValueError(f"`ema_decay` must be at least 0 and below 1, not {ema_decay!r}")
     if not 0 <= learning_rate < math.inf:
         raise ValueError(f"`learning_rate` must be a finite number of at least 0, not {learning_rate!r}")
@@ -64,11 +64,22 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     if not (isinstance(denoiser, type) and issubclass(denoiser, nn.Module)):
         raise ValueError(f"`network` must be one of {sorted(DENOISERS)} or a subclass of nn.Module, not {network!r}")
     sampler = arguments.get("sampler", next(iter(PATHS)))
-    if sampler not in PATHS:
+    if not isinstance(sampler, str) or sampler not in PATHS:
         raise ValueError(f"`sampler` must be one of {sorted(PATHS)}, not {sampler!r}")
     termination_fn = arguments.get("termination_fn")
     if termination_fn is not None and not callable(termination_fn):
         raise ValueError(f"`termination_fn` must be callable, not {termination_fn!r}")
+
+
+def check_can_move(n_denoising_steps: int) -> None:
+    """
+    :param n_denoising_steps: Number of denoising steps
+    :raises ValueError: If there is none in which a guide could move states
+    """
+    if n_denoising_steps == 1:
+        raise ValueError(
+            "`n_denoising_steps` must be at least 2 with `n_particles=1`: the guide moves states at each step but the last"
+        )
 
 
 class DiffusionWorldModel(nn.Module):
@@ -338,13 +349,15 @@ class DiffusionWorldModel(nn.Module):
         :param n_particles: So many consecutive start states are the same one, and their segments share the noise of the
             world: they differ by their actions alone, so that one can be chosen for these and not for its luck
         :return: Segments in raw units
-        :raises ValueError: If the scale is negative or not finite, a guide has no critic to consult, or the number of start
-            states is no multiple of that of particles
+        :raises ValueError: If the scale is negative or not finite, a guide has no critic to consult or no denoising step to
+            guide, or the number of start states is no multiple of that of particles
         """
         if not 0 <= guidance_scale < math.inf:
             raise ValueError(f"`guidance_scale` must be a finite number of at least 0, not {guidance_scale!r}")
         if guide is not None and critic is None:
             raise ValueError("`critic` must be given with a `guide`")
+        if guide is not None and guidance_scale > 0:
+            check_can_move(self.n_denoising_steps)
         if n_particles < 1 or len(observations) % n_particles > 0:
             raise ValueError(f"`n_particles` {n_particles} must divide the number of start states, {len(observations)}")
         start = self._inputs(observations)
@@ -377,7 +390,7 @@ class DiffusionWorldModel(nn.Module):
             actions = policy(states[:, :-1], whole)
             with th.enable_grad():
                 leaf = clean.detach().requires_grad_()
-                objective = guide.objective(self._estimated_segments(observations, leaf, actions), critic)
+                objective = guide.checked_objective(self._estimated_segments(observations, leaf, actions), critic)
                 if not objective.requires_grad:
                     raise ValueError(
                         f"The objective of {type(guide).__name__} depends on neither observations nor rewards, so there is "
