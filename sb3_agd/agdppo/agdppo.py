@@ -73,8 +73,8 @@ class AGDPPO(PPO):
     :param seed: Seed for the pseudo random generators. Imagination has a private generator with the same seed
     :param device: Device (cpu, cuda, ...) on which the code should be run.
         Setting it to auto, the code will be run on the GPU if possible.
-    :param guidance: What guided segments are to have, and so the states along them: ``"sag"`` or ``"eag"`` (Sigmoid or
-        Exponential Advantage Guidance), ``"reward"``, ``"none"``, or a :class:`Guide` of your own
+    :param guidance: Objective of guided segments: ``"sag"`` or ``"eag"`` (Sigmoid or Exponential Advantage Guidance),
+        ``"reward"``, ``"none"``, or a :class:`Guide` of your own
     :param guidance_scale: Strength of the guidance, per standard deviation of the advantage: segments are reweighted by
         ``exp(guidance_scale * objective)``. In training it is multiplied by the explained variance of the critic, so
         that a critic that knows nothing guides nothing. It can be a function of the current progress remaining (from 1

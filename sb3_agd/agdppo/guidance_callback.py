@@ -80,8 +80,8 @@ class GuidanceCallback(BaseCallback):
 
     Paper: https://arxiv.org/abs/2604.09035
 
-    :param guidance: What guided segments are to have, and so the states along them: ``"sag"`` or ``"eag"`` (Sigmoid or
-        Exponential Advantage Guidance), ``"reward"``, ``"none"``, or a :class:`Guide` of your own
+    :param guidance: Objective of guided segments: ``"sag"`` or ``"eag"`` (Sigmoid or Exponential Advantage Guidance),
+        ``"reward"``, ``"none"``, or a :class:`Guide` of your own
     :param guidance_scale: Strength of the guidance, per standard deviation of the advantage: segments are reweighted by
         ``exp(guidance_scale * objective)``. It is multiplied by the explained variance of the critic. It can be a
         function of the remaining progress (from 1 to 0)
