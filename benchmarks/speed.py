@@ -263,13 +263,14 @@ def main() -> None:
     store = stores[max(STORE_SIZES)]
     n_rows = store.position.max() + 1
     stored_bytes = sum(getattr(store, name)[:, :n_rows].nbytes for name in ARRAYS) / len(store)
+    # The candidates are imagined, and an unguided segment for each group of them
+    learned = rates["imagine"] / (agent.n_particles + 1)
     figures: dict[str, Any] = {
         "imagined transitions per second": rates["imagine"],
-        # The candidates, and an unguided segment for each group of them
-        "transitions to learn from, per second": rates["imagine"] / (agent.n_particles + 1),
+        "transitions to learn from, per second": learned,
         "imagined transitions per second, paper": rates["imagine_paper"],
         "ratio to the paper": rates["imagine"] / rates["imagine_paper"],
-        "ratio to the paper of those to learn from": rates["imagine"] / (agent.n_particles + 1) / rates["imagine_paper"],
+        "ratio to the paper of those to learn from": learned / rates["imagine_paper"],
         "imagined transitions per second, SB3's default networks": rates["imagine_default"],
         "ratio to the paper, SB3's default networks": rates["imagine_default"] / rates["imagine_default_paper"],
         "world-model updates per second": 1 / small,

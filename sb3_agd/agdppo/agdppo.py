@@ -273,6 +273,7 @@ class AGDPPO(PPO):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        normalization = self.get_vec_normalize_env()
         if reset_num_timesteps or self._last_obs is None:
             # The environments are about to be reset: this is a new run. If that is interrupted, they must be once more
             self._last_obs = None
@@ -281,8 +282,7 @@ class AGDPPO(PPO):
             # The episodes that were under way are lost
             self._last_obs = None
             self.run_state.restore_statistics(self)
-        normalization = self.get_vec_normalize_env()
-        if self.run_state is None and normalization is not None and not hasattr(normalization, "old_obs"):
+        elif self.run_state is None and normalization is not None and not hasattr(normalization, "old_obs"):
             # A model was loaded into new environments without a reset, and is no checkpoint with their state
             self._last_obs = None
         if self._last_obs is None:

@@ -52,17 +52,15 @@ def find_config(config: str | None, algo: str, env_id: str) -> str | None:
     return str(file) if env_id in entries or "default" in entries else None
 
 
-def passed_through_package(position: TracebackType | None) -> bool:
+def passed_through_package(error_traceback: TracebackType | None) -> bool:
     """
-    :param position: Traceback of an error in training
+    :param error_traceback: Traceback of an error in training
     :return: Whether code of this package was at work when it was raised. Methods that all of training runs in do not count
     """
-    while position is not None:
-        code = position.tb_frame.f_code
-        if Path(code.co_filename).is_relative_to(PACKAGE) and code.co_name not in AROUND_TRAINING:
-            return True
-        position = position.tb_next
-    return False
+    return any(
+        Path(frame.filename).is_relative_to(PACKAGE) and frame.name not in AROUND_TRAINING
+        for frame in traceback.extract_tb(error_traceback)
+    )
 
 
 def prepare_database(url: str) -> None:
