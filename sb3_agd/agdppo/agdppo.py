@@ -155,7 +155,7 @@ class AGDPPO(PPO):
     ):
         with warnings.catch_warnings():
             if synthetic_ratio != 0:
-                # PPO compares minibatches with the real rows alone
+                # PPO compares minibatches with the real rows alone, and also advises against larger ones
                 warnings.filterwarnings("ignore", "You have specified a mini-batch size")
             super().__init__(
                 policy,
@@ -185,6 +185,14 @@ class AGDPPO(PPO):
                 device=device,
                 _init_setup_model=False,
             )
+        if synthetic_ratio != 0 and self.env is not None:
+            n_real = n_steps * self.n_envs
+            if n_real % batch_size > 0 and batch_size % n_real > 0:
+                warnings.warn(
+                    f"The last minibatch of each epoch may be small: `batch_size` {batch_size} should be a factor or a "
+                    f"multiple of the {n_real} real transitions of a rollout (`n_steps` times {self.n_envs} environments)",
+                    stacklevel=2,
+                )
         self.guidance = guidance
         self.guidance_scale = guidance_scale
         self.n_particles = n_particles

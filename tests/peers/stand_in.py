@@ -32,15 +32,25 @@ PLACES = {
     "TRPO": (sb3_contrib, sb3_contrib.trpo),
 }
 STAND_INS: dict[str, type[stable_baselines3.PPO]] = {"AGDPPO": AGDPPO, "PPO": stable_baselines3.PPO}
-# The world model is at work from the first rollout on
-EARLY: dict[str, Any] = {"synthetic_ratio": 1.0, "horizon": 4, "world_model_warmup": 0}
-# It is quick enough for hundreds of tests, except where they judge what was learned: a small one knows nothing of the rewards
-# there when these tests end
-SMALL: dict[str, Any] = {
+# The world model is at work from the first rollout on, and quick enough for hundreds of tests
+EARLY: dict[str, Any] = {
+    "synthetic_ratio": 1.0,
+    "horizon": 4,
+    "world_model_warmup": 0,
     "world_model_gradient_steps": 10,
     "world_model_batch_size": 32,
     "world_model_kwargs": {"width": 32, "depth": 1},
 }
+# In tests that judge what was learned, it has its default size, and it must have learned something before it teaches
+LEARNING: dict[str, Any] = {
+    "synthetic_ratio": 1.0,
+    "horizon": 4,
+    "world_model_warmup": 100,
+    "world_model_gradient_steps": 50,
+}
+# Where rollouts are short, as A2C's of 5 steps, it has fewer updates: so many per step, as with AGDPPO's defaults and the
+# rollouts of 256 steps that they suit
+UPDATES_PER_STEP = 0.2
 
 
 def current_test() -> str:
@@ -94,10 +104,15 @@ def make_stand_in(algorithm: type[stable_baselines3.PPO], replaced: type[OnPolic
 
     class StandIn(algorithm):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **kwargs: Any):
-            small = {} if current_test().startswith(os.environ["PEERS_TESTS_OF_LEARNING"]) else SMALL
-            settings = EARLY | small if algorithm is AGDPPO else {}
+            given = defaults | kwargs
+            settings: dict[str, Any] = {}
+            if algorithm is AGDPPO:
+                learning = current_test().startswith(os.environ["PEERS_TESTS_OF_LEARNING"])
+                settings = dict(LEARNING if learning else EARLY)
+                for_rollout = max(round(UPDATES_PER_STEP * given["n_steps"]), 1)
+                settings["world_model_gradient_steps"] = min(settings["world_model_gradient_steps"], for_rollout)
             seed = {"seed": int(os.environ["PEERS_SEED"])} if "PEERS_SEED" in os.environ else {}
-            super().__init__(*args, **defaults | settings | kwargs | seed)
+            super().__init__(*args, **settings | given | seed)
 
         def learn(self, *args: Any, tb_log_name: str = replaced.__name__, **kwargs: Any) -> Any:
             # Each algorithm logs under its own name
