@@ -153,10 +153,8 @@ class AGDPPO(PPO):
         termination_fn: TerminationFn | None = None,
         _init_setup_model: bool = True,
     ):
-        with warnings.catch_warnings():
-            if synthetic_ratio != 0:
-                # PPO compares minibatches with the real rows alone, and also advises against larger ones
-                warnings.filterwarnings("ignore", "You have specified a mini-batch size")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             super().__init__(
                 policy,
                 env,
@@ -185,14 +183,11 @@ class AGDPPO(PPO):
                 device=device,
                 _init_setup_model=False,
             )
-        if synthetic_ratio != 0 and self.env is not None:
-            n_real = n_steps * self.n_envs
-            if n_real % batch_size > 0 and batch_size % n_real > 0:
-                warnings.warn(
-                    f"The last minibatch of each epoch may be small: `batch_size` {batch_size} should be a factor or a "
-                    f"multiple of the {n_real} real transitions of a rollout (`n_steps` times {self.n_envs} environments)",
-                    stacklevel=2,
-                )
+        # PPO advises against minibatches larger than the real part of a rollout, but here imagined rows fill them
+        filled = synthetic_ratio != 0 and self.env is not None and batch_size % (n_steps * self.n_envs) == 0
+        for warning in caught:
+            if not (filled and str(warning.message).startswith("You have specified a mini-batch size")):
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         self.guidance = guidance
         self.guidance_scale = guidance_scale
         self.n_particles = n_particles
