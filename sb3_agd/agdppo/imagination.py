@@ -389,7 +389,8 @@ class Imagination:
             rewards = agent.rewards(th.from_numpy(raw_rewards)).numpy()
             future = float(rewards.mean()) / (1 - gamma) if cut_off and gamma < 1 else 0.0
             returns.append(discounted_returns(rewards, gamma, future))
-        low, high = float(min(map(np.min, returns))), float(max(map(np.max, returns)))
+        all_returns = np.concatenate(returns)
+        low, high = float(all_returns.min()), float(all_returns.max())
         margin = VALUE_MARGIN * (high - low)
         low, high = low - margin, high + margin
         if self.earlier_range != UNKNOWN_RANGE and not self.store.holds(n_transitions):

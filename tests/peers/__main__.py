@@ -43,7 +43,10 @@ REFUSALS = {
     "a rollout buffer without room for imagined data": r"ValueError: `rollout_buffer_class` must be a subclass of Augmented",
 }
 # Tests of what AGDPPO does otherwise on purpose, by the beginning of their names
-OTHERWISE = {"tests/test_gae.py::test_gae_computation": "values far beyond any return of real rewards, which AGDPPO bounds"}
+OTHERWISE = {
+    "tests/test_gae.py::test_gae_computation": "values far beyond any return of real rewards, which AGDPPO bounds",
+    "tests/test_logger.py::test_fps_logger": "a minimum of speed with rollouts of 5 steps: AGDPPO takes time to imagine",
+}
 # Tests that put random numbers into all networks, by the beginning of their names: AGDPPO does not imagine with them then
 SCRAMBLING = ("tests/test_save_load.py::test_save_load[",)
 # Tests that judge what was learned, by the beginning of their names, and the seeds that they run with
