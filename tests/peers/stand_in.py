@@ -32,21 +32,20 @@ PLACES = {
     "TRPO": (sb3_contrib, sb3_contrib.trpo),
 }
 STAND_INS: dict[str, type[stable_baselines3.PPO]] = {"AGDPPO": AGDPPO, "PPO": stable_baselines3.PPO}
-# The world model is at work from the first rollout on, and quick enough for hundreds of tests
-EARLY: dict[str, Any] = {
-    "synthetic_ratio": 1.0,
-    "horizon": 4,
-    "world_model_warmup": 0,
-    "world_model_gradient_steps": 10,
-    "world_model_batch_size": 32,
-    "world_model_kwargs": {"width": 32, "depth": 1},
-}
-# In tests that judge what was learned, it has its default size, and it must have learned something before it teaches
+# In tests that judge what was learned, the world model has its default size, and it must have learned something before it
+# teaches
 LEARNING: dict[str, Any] = {
     "synthetic_ratio": 1.0,
     "horizon": 4,
     "world_model_warmup": 100,
     "world_model_gradient_steps": 50,
+}
+# In all others, it is at work from the first rollout on, and quick enough for hundreds of tests
+EARLY: dict[str, Any] = LEARNING | {
+    "world_model_warmup": 0,
+    "world_model_gradient_steps": 10,
+    "world_model_batch_size": 32,
+    "world_model_kwargs": {"width": 32, "depth": 1},
 }
 # Where rollouts are short, as A2C's of 5 steps, it has fewer updates: so many per step, as with AGDPPO's defaults and the
 # rollouts of 256 steps that they suit
