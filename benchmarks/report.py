@@ -182,6 +182,14 @@ def aggregate_table(results: Results, curves: dict[str, tuple[np.ndarray, np.nda
     return pd.DataFrame(rows)
 
 
+def mean_curve(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """
+    :param evaluations: Evaluations of the seeds of one variant on one task
+    :return: Mean return and median seconds of training over the seeds at each evaluation
+    """
+    return evaluations.groupby("timesteps").agg({"return_mean": "mean", "wall_seconds": "median"})
+
+
 def task_table(results: Results, task: str) -> pd.DataFrame:
     """
     :param results: Results
@@ -212,8 +220,8 @@ def task_table(results: Results, task: str) -> pd.DataFrame:
                 if variant == BASELINE
                 else improvement(final.score.to_numpy()[:, None], final_baseline.score.to_numpy()[:, None])
             )
-            curve = evaluations.groupby("timesteps").agg({"return_mean": "mean", "wall_seconds": "median"})
-            target = final_baseline.return_mean.mean()
+            curve = mean_curve(evaluations)
+            target = mean_curve(baseline).return_mean.iloc[-1]
             for what, positions in (("steps", curve.index.to_numpy()), ("seconds", curve.wall_seconds.to_numpy())):
                 row[f"{what} to {BASELINE}'s last mean"] = first_at_least(curve.return_mean.to_numpy(), target, positions)
         rows.append(row)

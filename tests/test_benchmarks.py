@@ -386,6 +386,14 @@ def test_tables_say_who_is_better_and_when_the_baseline_is_reached(results: repo
     assert tasks.loc["ppo", "mean of the last 5 evaluations"] == f"{17 + 0.34 * 2583:.5g}"
 
 
+def test_baseline_reaches_its_own_last_mean_however_means_are_rounded(results: report.Results) -> None:
+    table = results.evaluations
+    table.loc[table.timesteps == 200, "return_mean"] = table.seed.map({3: 0.1, 4: 0.2, 5: 0.3})
+    table.loc[table.timesteps == 100, "return_mean"] = -1.0
+    tasks = report.task_table(results, "Hopper-v5").set_index("variant")
+    assert tasks.loc["ppo", "steps to ppo's last mean"] == "200"
+
+
 def test_variants_of_agdppo_are_compared_with_each_other(
     results: report.Results, suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
