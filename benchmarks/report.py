@@ -170,7 +170,7 @@ def aggregate_table(results: Results, curves: dict[str, tuple[np.ndarray, np.nda
         scores = results.matrix(variant)
         row = {"variant": variant, "seeds": len(scores)}
         for share in CHECKPOINTS:
-            step = round(share * len(points)) - 1
+            step = max(round(share * len(points)), 1) - 1
             row[f"IQM at {results.timesteps[step]:,}"] = Interval(points[step], *intervals[:, step])
         row[f"mean at {results.timesteps[-1]:,}"] = f"{scores[..., -1].mean():.2f}"
         if BASELINE in curves:

@@ -1,5 +1,5 @@
 """
-A guide of one's own: imagined segments with high advantages, but without high speed::
+A custom guide: imagined segments with high advantages, but without high speed::
 
     python examples/custom_guide.py
 """
@@ -26,7 +26,7 @@ class SlowGuide(Guide):
     def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
         # In raw units, (B, H): the speed that each transition leads to
         speed = segments.observations[:, 1:, 2]
-        # Advantages are zero behind a termination; one's own terms have to be masked
+        # Advantages are zero behind a termination; additional terms have to be masked
         per_step = critic.advantages(segments) - self.penalty * speed.square() * segments.mask
         return per_step.sum(1)
 

@@ -1,5 +1,5 @@
 """
-Networks of one's own, for the policy and for the world model::
+Custom networks for the policy and for the world model::
 
     python examples/custom_network.py
 """

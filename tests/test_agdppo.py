@@ -1,5 +1,6 @@
 """What AGDPPO adds to PPO."""
 
+import inspect
 import itertools
 import math
 import warnings
@@ -15,14 +16,16 @@ from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, EveryNTimesteps
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.utils import explained_variance
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
+from stable_baselines3.common.utils import explained_variance, set_random_seed
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -869,6 +872,7 @@ def test_value_targets_of_real_rows_stay_within_the_margin_of_real_returns_too(t
     assert np.float32(low) <= buffer.returns.min() and buffer.returns.max() <= np.float32(high)
     # SB3 adds the value of the last state where a time limit cuts an episode off
     assert buffer.rewards.max() == pytest.approx(1 if terminates else 1 + 0.99 * high)
+    assert np.abs(buffer.advantages).max() < 2 * high
     # PPO's `clip_range_vf` is about what the critic said
     assert buffer.values.min() > 1e3
 
@@ -1156,6 +1160,39 @@ def test_the_callback_goes_on_with_a_model_loaded_from_a_file(tmp_path: Path) ->
         A2C("MlpPolicy", "MountainCarContinuous-v0", **settings).learn(64, callback)
 
 
+def make_counter() -> ToyEnv:
+    """Its observations say how many steps of the episode are over, in thousandths."""
+    return ToyEnv(episode_length=1000, observe=lambda step: np.full(3, step / 1000, dtype=np.float32))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("mover", ["reset", "evaluation", "training without the callback", "training that was stopped"])
+def test_no_transition_is_made_up_where_others_have_moved_the_environments(mover: str, normalize: bool) -> None:
+    env: VecEnv = DummyVecEnv([make_counter])
+    if normalize:
+        env = VecNormalize(env)
+    guidance = {name: value for name, value in SMALL.items() if name in inspect.signature(GuidanceCallback).parameters}
+    callback = GuidanceCallback(**guidance)
+    model = A2C("MlpPolicy", env, n_steps=16, rollout_buffer_class=AugmentedRolloutBuffer, device="cpu", seed=0)
+    if mover == "training that was stopped":
+        stop = ConvertCallback(lambda local_variables, _: local_variables["self"].num_timesteps < 39)
+        model.learn(64, [GuidanceCallback(**guidance), stop])
+    else:
+        model.learn(64, callback)
+    if mover == "reset":
+        model.env.reset()
+    elif mover == "evaluation":
+        evaluate_policy(model, model.env, n_eval_episodes=1, warn=False)
+    elif mover == "training without the callback":
+        model.learn(40, reset_num_timesteps=False)
+    model.learn(64, callback, reset_num_timesteps=False)
+    store = callback.imagination.store
+    streams, rows = store.recent_starts(1000)
+    steps = (1000 * store.observations[streams, rows, 0]).round(), (1000 * store.observations[streams, rows + 1, 0]).round()
+    assert len(rows) == (64 if mover == "training that was stopped" else 128)
+    assert np.array_equal(steps[1] - steps[0], np.ones(len(rows)))
+
+
 def test_a_second_guidance_callback_is_refused() -> None:
     with pytest.raises(ValueError, match="installs"):
         AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(32, GuidanceCallback())
@@ -1165,6 +1202,110 @@ def test_numbers_may_be_numpys() -> None:
     numbers = {"guidance_scale": np.float32(1), "synthetic_ratio": np.int64(2), "world_model_learning_rate": np.float32(1e-3)}
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | numbers).learn(64)
     assert model.rollout_buffer.n_imagined > 0
+
+
+def test_settings_that_a_callback_changes_take_effect_at_once() -> None:
+    class Switch(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps == 70:
+                self.model.synthetic_ratio = 4.0
+            return True
+
+        def _on_rollout_end(self) -> None:
+            counts.append(self.model.rollout_buffer.n_imagined)
+
+    counts: list[int] = []
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
+    model.learn(96, Switch())
+    assert counts == [2 * 32, 2 * 32, 4 * 32]
+    model.horizon = 2
+    with pytest.raises(ValueError, match="`horizon` was 4 when the world model was built"):
+        model.learn(32)
+
+
+def test_a_run_without_a_seed_repeats_what_global_seeds_repeat() -> None:
+    def run(seed: int) -> AGDPPO:
+        set_random_seed(seed)
+        model = AGDPPO("MlpPolicy", make_vec_env("Pendulum-v1", seed=0), **SMALL | {"seed": None})
+        return model.learn(96)
+
+    first, second, other = run(0), run(0), run(1)
+    for name in ("policy", "world_model"):
+        ours, theirs = (list(getattr(model, name).parameters()) for model in (first, second))
+        assert all(th.equal(*pair) for pair in zip(ours, theirs, strict=True))
+    assert not th.equal(
+        first.world_model.networks["denoiser"].state.weight, other.world_model.networks["denoiser"].state.weight
+    )
+
+
+def test_the_ends_of_episodes_may_be_any_numbers() -> None:
+    class FloatDones(VecEnvWrapper):
+        def reset(self) -> Any:
+            return self.venv.reset()
+
+        def step_wait(self) -> Any:
+            observations, rewards, dones, infos = self.venv.step_wait()
+            return observations, rewards, dones.astype(np.float32), infos
+
+    model = AGDPPO("MlpPolicy", FloatDones(make_vec_env(ToyEnv)), **SMALL).learn(64)
+    assert model.rollout_buffer.n_imagined > 0
+
+
+def test_a_file_that_is_saved_again_has_the_present_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).save(tmp_path / "old")
+    monkeypatch.setattr("sb3_agd.agdppo.agdppo.FILE_FORMAT", 2)
+    AGDPPO.load(tmp_path / "old").save(tmp_path / "new")
+    data, _, _ = load_from_zip_file(tmp_path / "new")
+    assert data["file_format"] == 2
+
+
+def test_integer_actions_are_imagined_as_the_environment_receives_them() -> None:
+    env = ToyEnv(action_space=spaces.Box(-3, 3, (2,), dtype=np.int64))
+    model = AGDPPO("MlpPolicy", env, **SMALL).learn(64)
+    # SB3 does not round them
+    assert np.any(env.received[-1] % 1 != 0)
+    actions = model.imagine(model.env.reset(), seed=0).actions
+    assert np.any(actions % 1 != 0) and np.all(np.abs(actions) <= 3)
+
+
+@pytest.mark.parametrize("sde_sample_freq, n_matrices", [(-1, 1), (1, 4), (3, 2)])
+def test_imagined_gsde_noise_is_drawn_as_often_as_the_policys(sde_sample_freq: int, n_matrices: int) -> None:
+    arguments = SMALL | {"policy_kwargs": {"net_arch": [16], "log_std_init": 0.0}}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", use_sde=True, sde_sample_freq=sde_sample_freq, **arguments)
+    noise = FixedNoisePolicy(model.imagination.agent, 3, 4, model.imagination.generator(0))
+    state = np.tile(model.env.reset(), (3, 4, 1))
+    actions = noise(th.from_numpy(state), slice(0, 4))
+    one_by_one = [noise(th.from_numpy(state[:, step : step + 1]), slice(step, step + 1)) for step in range(4)]
+    # In one state, all that changes an action is a new matrix
+    assert all(len(set(segment.flatten().tolist())) == n_matrices for segment in noise.actions)
+    th.testing.assert_close(actions, th.cat(one_by_one, dim=1))
+
+
+def test_agdppo_has_the_arguments_and_defaults_of_its_callback() -> None:
+    ours, callbacks = (inspect.signature(each).parameters for each in (AGDPPO, GuidanceCallback))
+    names = set(callbacks) - {"progress_bar", "verbose"}
+    assert {name: ours[name].default for name in names} == {name: callbacks[name].default for name in names}
+
+
+def test_the_world_model_is_tested_on_a_rollout_before_it_learns_it() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
+    order: list[str] = []
+    for name in ("test", "fit"):
+        method = getattr(model.imagination, name)
+        setattr(model.imagination, name, lambda *args, name=name, method=method: order.append(name) or method(*args))
+    model.learn(96)
+    assert order == ["fit", "test", "fit", "test", "fit"]
+
+
+def test_a_store_with_too_little_room_for_each_environment_is_refused() -> None:
+    with pytest.raises(ValueError, match="`world_model_buffer_size` 40 is too small: each of the 8 environments"):
+        AGDPPO("MlpPolicy", make_vec_env("Pendulum-v1", 8), **SMALL | {"world_model_buffer_size": 40})
+
+
+def test_no_more_rows_are_imagined_than_asked_for() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    model.imagination.augment(model.rollout_buffer, None, 0.0, 1, n_rows=63)
+    assert model.rollout_buffer.n_imagined == 63
 
 
 def test_schedules_are_followed() -> None:

@@ -1,9 +1,11 @@
 """Imagined actions carried out in the real environment."""
 
+import random
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 import pytest
 import torch as th
@@ -219,7 +221,7 @@ def test_the_true_gain_is_the_claimed_one_if_the_world_model_is_the_simulator(mo
     monkeypatch.setattr(model.imagination, "imagine", imagine)
     gains = probe.measure(ExponentialAdvantageGuide(), 5.0, 4)
     assert gains["claimed_gain"] == pytest.approx(gains["true_gain"], abs=1e-5)
-    assert gains["true_gain"] != 0
+    assert gains["true_gain"] > 0
 
 
 class Scaled(VecEnvWrapper):
@@ -249,3 +251,77 @@ def test_what_is_no_plain_simulator_is_not_probed(kind: str, monkeypatch: pytest
     env.close()
     assert model.rollout_buffer.n_imagined > 0
     assert not any("agd/true_gain" in row for row in rows)
+
+
+class Rebuilt(gym.Env):
+    """A slide whose simulator is compiled anew for each episode, each second time with one more body."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,))
+    action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def __init__(self) -> None:
+        self.n_episodes = 0
+
+    def _observation(self) -> np.ndarray:
+        return np.array([self.data.qpos[0], self.data.qvel[0]], dtype=np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        super().reset(seed=seed)
+        self.n_episodes += 1
+        body = "<body><joint type='slide' axis='1 0 0' name='{0}'/><geom type='sphere' size='.1'/></body>"
+        bodies = "".join(body.format(f"joint{number}") for number in range(1 + self.n_episodes % 2))
+        self.model = mujoco.MjModel.from_xml_string(
+            f"<mujoco><worldbody>{bodies}</worldbody><actuator><motor joint='joint0'/></actuator></mujoco>"
+        )
+        self.data = mujoco.MjData(self.model)
+        self.n_steps = 0
+        return self._observation(), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        self.data.ctrl[:] = action
+        mujoco.mj_step(self.model, self.data)
+        self.n_steps += 1
+        return self._observation(), float(self.data.qvel[0]), False, self.n_steps >= 10, {}
+
+
+def test_states_of_a_simulator_that_is_no_more_are_not_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, rows = train(DummyVecEnv([Rebuilt]), monkeypatch, 1)
+    # What is left is the last of the three episodes of a rollout
+    assert any("agd/true_gain" in row for row in rows)
+
+
+def test_a_probe_that_fails_costs_a_warning_and_not_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("not while the motor is hot")
+
+    monkeypatch.setattr(Simulator, "replay", refuse)
+    with pytest.warns(UserWarning, match="gain of guidance is not measured.*not while the motor is hot") as caught:
+        model, rows = train(make_vec_env("Hopper-v5"), monkeypatch, 1)
+    assert len([warning for warning in caught if "not measured" in str(warning.message)]) == 1
+    assert model.num_timesteps == 160
+    assert not any("agd/true_gain" in row for row in rows)
+
+
+class Noisy(gym.ObservationWrapper):
+    """Takes its noise from the global streams, as the policy does."""
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        noise = np.random.normal() + random.random() + th.rand(()).item()
+        return (observation + 0.01 * noise).astype(observation.dtype)
+
+
+def test_probes_leave_the_global_random_streams_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(interval: int) -> tuple[AGDPPO, list[dict[str, Any]]]:
+        return train(DummyVecEnv([lambda: Noisy(gym.make("InvertedPendulum-v5"))]), monkeypatch, interval)
+
+    models, logs = zip(run(1), run(1000), strict=True)
+    assert any("agd/true_gain" in row for row in logs[0])
+    assert np.array_equal(models[0].replay_buffer.observations, models[1].replay_buffer.observations)
+
+
+def test_without_guidance_no_states_are_kept_for_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a snapshot was taken")
+
+    monkeypatch.setattr(Simulator, "snapshot", refuse)
+    train(make_vec_env("Hopper-v5"), monkeypatch, 1, guidance="none")

@@ -1,5 +1,6 @@
 """A run that was killed goes on from its last checkpoint as if nothing had happened."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecExtractDictObs, VecMonitor, VecNormalize
 
 from sb3_agd import AGDPPO, ResumableCheckpointCallback
 
@@ -315,3 +316,52 @@ def test_the_agent_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "rl_model_replay_buffer_96_steps.pkl",
         "rl_model_vecnormalize_96_steps.pkl",
     ]
+
+
+class Outer(gym.Env):
+    """Holds another environment without being a wrapper: gymnasium would pickle that one as it is when made anew."""
+
+    def __init__(self) -> None:
+        self.inner = gym.make("InvertedPendulum-v5")
+        self.observation_space, self.action_space = self.inner.observation_space, self.inner.action_space
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        super().reset(seed=seed)
+        return self.inner.reset(seed=seed)
+
+    def step(self, action: Any) -> Any:
+        return self.inner.step(action)
+
+
+def test_environments_within_environments_are_named_as_what_cannot_be_stored(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", Outer(), **SMALL)
+    with pytest.warns(UserWarning, match=r"\['Outer.inner'\] cannot be pickled"):
+        model.learn(64, callback=ResumableCheckpointCallback(32, str(tmp_path)))
+
+
+class OutOfReach(gym.Env):
+    """Observations in a dictionary, and an attribute that cannot be pickled."""
+
+    observation_space = gym.spaces.Dict({"seen": gym.spaces.Box(-1, 1, (3,))})
+    action_space = gym.spaces.Box(-1, 1, (2,))
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        return self.observation_space.sample(), 1.0, False, False, {}
+
+
+def test_statistics_of_dictionaries_are_resumed_where_episodes_are_lost(tmp_path: Path) -> None:
+    def make_env() -> VecEnv:
+        return VecExtractDictObs(VecNormalize(DummyVecEnv([OutOfReach]), norm_obs_keys=["seen"]), "seen")
+
+    with pytest.warns(UserWarning, match="OutOfReach.lock"):
+        AGDPPO("MlpPolicy", make_env(), **SMALL).learn(64, callback=ResumableCheckpointCallback(32, str(tmp_path)))
+    model = AGDPPO.load(tmp_path / "rl_model_32_steps", make_env(), force_reset=False).learn(32, reset_num_timesteps=False)
+    # 32 steps and a reset before the checkpoint and after it
+    assert model.get_vec_normalize_env().obs_rms["seen"].count == pytest.approx(66, abs=1)

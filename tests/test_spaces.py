@@ -55,7 +55,7 @@ def test_decoding_undoes_encoding(space: spaces.Space) -> None:
 
 @each_space
 def test_decoded_values_belong_to_the_space(space: spaces.Space) -> None:
-    codec = make_codec(space, "action")
+    codec = make_codec(space, "observation")
     decoded = codec.decode(th.from_numpy(codec.encode(draw(space)))).numpy()
     for value in decoded.astype(codec.dtype).reshape(-1, *space.shape):
         assert space.contains(value if isinstance(space, spaces.Discrete) else np.asarray(value))

@@ -680,3 +680,20 @@ def test_file_with_flipped_bits_is_refused_or_loads_what_was_saved() -> None:
             pass
         # Some bits of an archive, such as the time of writing, mean nothing
         assert_same_contents(contents(recorder.store), before)
+
+
+def test_a_pickle_holds_the_used_rows_only() -> None:
+    rng = np.random.default_rng(0)
+    store = TrajectoryStore(100_000, 2, OBSERVATION_DIM, ACTION_DIM)
+    for step in range(50):
+        states = rng.normal(size=(2, 2, OBSERVATION_DIM)).astype(np.float32)
+        ends = np.full(2, step % 10 == 9)
+        store.add(states[0], rng.normal(size=(2, ACTION_DIM)), rng.normal(size=2), states[1], ends, ends)
+    content = pickle.dumps(store)
+    assert len(content) < 10_000
+    copied = pickle.loads(content)
+    for each in (store, copied):
+        each.add(states[0], np.ones((2, ACTION_DIM)), np.ones(2), states[1], ends, ends)
+    assert len(copied) == len(store) and copied.terminal_starts()[1].tolist() == store.terminal_starts()[1].tolist()
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(copied, name), getattr(store, name))

@@ -1148,3 +1148,39 @@ def test_normalizer_keeps_its_statistics_in_the_state_dict() -> None:
     for n in (normalizer, twin):
         n.update(batches[0] + 1)
     assert all(th.equal(value, twin.state_dict()[name]) for name, value in normalizer.state_dict().items())
+
+
+class WithDropout(ResidualMLPDenoiser):
+    """Has layers that behave differently in training."""
+
+    def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, depth: int):
+        super().__init__(observation_dim, action_dim, horizon, width, depth)
+        self.blocks.append(nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.Dropout(0.5)))
+
+
+def test_layers_that_behave_differently_in_training_do_so() -> None:
+    def train_and_imagine() -> Segments[th.Tensor]:
+        model = fitted(Recording(), 20, network=WithDropout)
+        ours, means = (networks["denoiser"].blocks[-1][1] for networks in (model.networks, model.ema_networks))
+        assert ours.num_batches_tracked == 20
+        assert th.equal(ours.running_mean, means.running_mean) and ours.running_mean.any()
+        alone = linear_segments(1, seeded())
+        return model.predict(alone.observations[:, 0], alone.actions, seeded())
+
+    th.manual_seed(7)
+    before = th.get_rng_state()
+    first = train_and_imagine()
+    assert th.equal(th.get_rng_state(), before)
+    th.manual_seed(8)
+    assert_equal(first, train_and_imagine())
+
+
+def test_fits_without_a_generator_draw_different_noise() -> None:
+    model, levels = make_model(), []
+    source = Recording()
+    observe(model, source.every_transition())
+    add_noise = model.path.add_noise
+    model.path.add_noise = lambda clean, noise, time: levels.append(time) or add_noise(clean, noise, time)
+    for _ in range(2):
+        model.fit(source, 1, 8)
+    assert not th.equal(*levels)

@@ -4,6 +4,8 @@ import io
 import pathlib
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
+from inspect import signature
 from multiprocessing.connection import wait
 from typing import IO, Any, TypeVar, cast
 
@@ -28,6 +30,19 @@ from sb3_agd.world_model import DiffusionWorldModel, Guide, Segments
 from sb3_agd.world_model.world_model import TerminationFn
 
 SelfAGDPPO = TypeVar("SelfAGDPPO", bound="AGDPPO")
+
+# Arguments that AGDPPO has beyond PPO's
+SETTINGS = [name for name in signature(GuidanceCallback).parameters if name not in ("progress_bar", "verbose")]
+
+
+class FollowingGuidanceCallback(GuidanceCallback):
+    """AGDPPO's own callback. Its settings are the model's attributes, which may change during training as those of PPO."""
+
+    model: "AGDPPO"
+
+    def _on_rollout_end(self) -> None:
+        self.follow(self.model._make_guidance_callback())
+        super()._on_rollout_end()
 
 
 class AGDPPO(PPO):
@@ -237,24 +252,7 @@ class AGDPPO(PPO):
         :return: A callback with the present values of all settings
         :raises ValueError: If a setting is invalid
         """
-        return GuidanceCallback(
-            guidance=self.guidance,
-            guidance_scale=self.guidance_scale,
-            n_particles=self.n_particles,
-            horizon=self.horizon,
-            synthetic_ratio=self.synthetic_ratio,
-            real_data_ratio=self.real_data_ratio,
-            n_denoising_steps=self.n_denoising_steps,
-            sampler=self.sampler,
-            world_model_gradient_steps=self.world_model_gradient_steps,
-            world_model_batch_size=self.world_model_batch_size,
-            world_model_learning_rate=self.world_model_learning_rate,
-            world_model_warmup=self.world_model_warmup,
-            world_model_buffer_size=self.world_model_buffer_size,
-            world_model_kwargs=self.world_model_kwargs,
-            termination_fn=self.termination_fn,
-            verbose=self.verbose,
-        )
+        return FollowingGuidanceCallback(**{name: getattr(self, name) for name in SETTINGS}, verbose=self.verbose)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         guidance_callback = self._make_guidance_callback()
@@ -413,13 +411,8 @@ class AGDPPO(PPO):
         segments, _ = self.imagination.imagine(starts, guide, scale(progress_remaining), self.n_particles, generator)
         states = codec.decode(segments.observations).cpu().numpy().astype(codec.dtype)
         states[:, 0] = observations.reshape(len(observations), -1)
-        return Segments(
-            observations=states,
-            actions=action_codec.decode(segments.actions).cpu().numpy().astype(action_codec.dtype),
-            rewards=segments.rewards.cpu().numpy(),
-            terminations=segments.terminations.cpu().numpy(),
-            mask=segments.mask.cpu().numpy(),
-        )
+        actions = action_codec.decode(segments.actions).cpu().numpy().astype(action_codec.dtype)
+        return replace(segments.map(lambda array: array.cpu().numpy()), observations=states, actions=actions)
 
     @classmethod
     def load(
@@ -454,7 +447,9 @@ class AGDPPO(PPO):
                 model.set_random_seed(kwargs["seed"])
             if model.file_format > FILE_FORMAT:
                 raise ValueError(newer_format(model.file_format))
-        except (FileNotFoundError, IsADirectoryError, PermissionError):
+            # It will be saved in the present one
+            model.file_format = FILE_FORMAT
+        except OSError:
             raise
         except Exception as error:  # Damaged and foreign files raise errors of many kinds
             reason = explain_misfit(path, error) if isinstance(path, (str, pathlib.Path)) else str(error)

@@ -27,6 +27,18 @@ WARMUP_FITS = 5
 # With a higher loss, a mean square in standard deviations of the data, the world model is not used: the mean of the data
 # would have 1, untrained networks have up to about 10
 MAX_LOSS = 100.0
+# Settings that the world model is not built with, so that they may change during training
+CHANGEABLE = (
+    "guide",
+    "guidance_scale",
+    "n_particles",
+    "synthetic_ratio",
+    "real_data_ratio",
+    "world_model_gradient_steps",
+    "world_model_batch_size",
+    "world_model_learning_rate",
+    "world_model_warmup",
+)
 # Arguments of the world model that have no keyword argument of their own
 WORLD_MODEL_KWARGS = {"network", "width", "depth", "ema_decay"}
 
@@ -220,6 +232,16 @@ class GuidanceCallback(BaseCallback):
                 )
         self.imagination = imagination
 
+    def follow(self, other: "GuidanceCallback") -> None:
+        """
+        :param other: A callback whose settings count from now on
+        :raises ValueError: If the world model was built with others
+        """
+        assert self.imagination is not None
+        other.go_on_with(self.imagination)
+        for name in CHANGEABLE:
+            setattr(self, name, getattr(other, name))
+
     def _init_callback(self) -> None:
         check_sees_each_step(self)
         if not isinstance(self.model, OnPolicyAlgorithm) or not isinstance(self.model.rollout_buffer, AugmentedRolloutBuffer):
@@ -238,19 +260,24 @@ class GuidanceCallback(BaseCallback):
         self._probe = GuidanceProbe(self.imagination)
 
     def _on_training_start(self) -> None:
-        assert self.imagination is not None
+        imagination, model = self.imagination, self.model
+        assert imagination is not None
         check_sees_each_step(self)
         self._iteration_start = time.perf_counter()
-        if self._is_training:
-            # The last training was interrupted, perhaps in the middle of a step that nobody took note of
+        # `learn` has reset the environments, or a checkpoint is about to put them back
+        has_begun = bool(np.all(model._last_episode_starts)) and not imagination.has_seen(model._last_obs)
+        is_resumed = getattr(model, "run_state", None) is not None
+        if self._is_training or not (has_begun or is_resumed or imagination.knows_environments()):
+            # The last training was interrupted, perhaps in the middle of a step that nobody took note of, or others have
+            # moved the environments since: SB3's last observations may be of another state than they are in
             env = self.training_env
             drain(env)
-            self.model._last_obs = env.reset()  # type: ignore[assignment]
-            self.model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+            model._last_obs = env.reset()  # type: ignore[assignment]
+            model._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+            has_begun = True
         self._is_training = True
-        if np.all(self.model._last_episode_starts) and not self.imagination.has_seen(self.model._last_obs):
-            # `learn` has just reset the environments
-            self.imagination.begin_episodes()
+        if has_begun:
+            imagination.begin_episodes()
 
     def _on_training_end(self) -> None:
         self._is_training = False
@@ -262,7 +289,8 @@ class GuidanceCallback(BaseCallback):
     def _on_step(self) -> bool:
         assert self.imagination is not None
         self.imagination.record(self.locals)
-        self._probe.record()
+        if self.guide is not None:
+            self._probe.record()
         return True
 
     def _on_rollout_end(self) -> None:

@@ -1,6 +1,7 @@
 """Everything between an SB3 on-policy algorithm and the world model: recording, fitting, imagining."""
 
 import math
+import operator
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecMonitor, Ve
 from torch.nn import functional as F
 
 from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy, Normalization, check_distribution, normalization_statistics
+from sb3_agd.agdppo.random_streams import seed_of_global_streams
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.spaces import SpaceCodec, make_codec
 from sb3_agd.agdppo.trajectory_store import TrajectoryStore, WindowSource
@@ -126,20 +128,22 @@ class Imagination:
             )
         self.model = model
         self.settings = {"world_model_buffer_size": capacity, **world_model_kwargs}
-        self.state = state or ImaginationState(np.random.default_rng(model.seed))
+        seed = seed_of_global_streams() if model.seed is None else model.seed
+        self.state = state or ImaginationState(np.random.default_rng(seed))
         # Counts as long as there are too few transitions to tell the range anew
         self.earlier_range = self.state.value_range
         self.world_model = DiffusionWorldModel(
             self.observation_codec.size,
             self.action_codec.size,
-            seed=model.seed,
+            seed=seed,
             **{**world_model_kwargs, "termination_fn": self._in_raw_units(world_model_kwargs.get("termination_fn"))},
         ).to(model.device)
         self.store = TrajectoryStore(capacity, model.n_envs, self.observation_codec.size, self.action_codec.size)
         # Observation vectors that the environments are in; unknown (empty) before training and after a reset
         self.current_observations = np.empty(0)
-        # SB3's observations before and after the last step
+        # SB3's observations before and after the last step, and what each environment said at its last reset by then
         self._seen_observations: tuple[Any, ...] = ()
+        self._seen_resets: list[dict] = []
         # Statistics of VecNormalize, each with a copy from before the newest rollout or reset
         self._statistics: list[tuple[RunningMeanStd, RunningMeanStd]] = []
         # Where the newest rollout begins in the store, and up to where it is part of the running statistics
@@ -179,6 +183,19 @@ class Imagination:
             reset since. Those before it remain if a callback stopped the training
         """
         return any(observations is seen for seen in self._seen_observations)
+
+    def knows_environments(self) -> bool:
+        """Whether the environments are where the last recorded step left them: others may have moved or reset them since."""
+        resets = self._resets()
+        kept = len(resets) == len(self._seen_resets) and all(map(operator.is_, resets, self._seen_resets))
+        return kept and self.has_seen(self.model._last_obs)
+
+    def _resets(self) -> list[dict]:
+        """
+        What each environment said at its last reset: new objects after each, unless an environment always gives the same one.
+        """
+        assert self.model.env is not None
+        return list(self.model.env.unwrapped.reset_infos)
 
     def transitions_loaded(self) -> None:
         """
@@ -253,7 +270,10 @@ class Imagination:
 
     def keep_statistics(self) -> None:
         """Keep what VecNormalize has learned up to now: if it learns numbers that are not finite, it gets this back."""
-        self._statistics = [(now, now.copy()) for now in normalization_statistics(self.model).values()]
+        learned = normalization_statistics(self.model).values()
+        # Observations of a dictionary have statistics each
+        parts = [part for whole in learned for part in (whole.values() if isinstance(whole, dict) else [whole])]
+        self._statistics = [(now, now.copy()) for now in parts]
 
     def start_rollout(self) -> None:
         """
@@ -280,7 +300,7 @@ class Imagination:
             those of the environment (SB3 adds the value of truncated states to them later)
         :raises ValueError: If an observation, action or reward is not finite
         """
-        dones, infos = local_variables["dones"], local_variables["infos"]
+        dones, infos = np.asarray(local_variables["dones"], dtype=bool), local_variables["infos"]
         # First of all: it may be the cause of a bad observation or reward
         actions = self._checked(self.action_codec.encode(local_variables["clipped_actions"]), "action")
         env = self._vec_normalize
@@ -290,7 +310,7 @@ class Imagination:
             observations, rewards = env.get_original_obs(), env.get_original_reward()
         following = self._checked(self.observation_codec.encode(observations), "observation")
         reached = following.copy()
-        terminations = np.array(dones, dtype=bool)
+        terminations = dones.copy()
         for index in np.flatnonzero(dones):
             info = infos[index]
             terminal_observation = info.get("terminal_observation")
@@ -316,10 +336,10 @@ class Imagination:
             self._checked(np.array(rewards, dtype=np.float32), "reward"),
             self._checked(reached, "observation"),
             terminations,
-            np.asarray(dones, dtype=bool),
+            dones,
         )
         self.current_observations = following
-        self._seen_observations = (self.model._last_obs, local_variables["new_obs"])
+        self._seen_observations, self._seen_resets = (self.model._last_obs, local_variables["new_obs"]), self._resets()
         self._rollout_rewards.append(local_variables["rewards"].astype(np.float32))
         self._rollout_cut_off.append(dones & ~terminations)
 
@@ -411,7 +431,8 @@ class Imagination:
         # SB3 has added the discounted value of the last state to the reward of each episode that a time limit cut off
         rewards = np.stack(self._rollout_rewards)
         added = buffer.rewards - rewards
-        bounded = np.clip(added, buffer.gamma * low, buffer.gamma * high)
+        # That discount factor is the present one, where the buffer keeps to the one it was made with
+        bounded = np.clip(added, self.model.gamma * low, self.model.gamma * high)
         np.copyto(buffer.rewards, rewards + bounded, where=np.stack(self._rollout_cut_off) & (bounded != added))
         values = buffer.values
         buffer.values = np.clip(values, low, high)
@@ -514,15 +535,13 @@ class Imagination:
     @property
     def critic(self) -> Critic:
         """The agent's critic, with values within the credible range."""
-        # A critic that has seen nothing, or only constant rewards, gives no unit to measure advantages in
-        return Critic(self._bounded_values, self.agent.rewards, self._gamma, self.state.advantage_std or 1.0)
+        agent, value_range = self.agent, self.state.value_range
 
-    def _bounded_values(self, vectors: th.Tensor) -> th.Tensor:
-        """
-        :param vectors: Observation vectors in raw units, shape (N, observation_size)
-        :return: The critic's values within the credible range, shape (N,)
-        """
-        return th.clamp(self.agent.values(vectors), *self.state.value_range)
+        def bounded_values(vectors: th.Tensor) -> th.Tensor:
+            return th.clamp(agent.values(vectors), *value_range)
+
+        # A critic that has seen nothing, or only constant rewards, gives no unit to measure advantages in
+        return Critic(bounded_values, agent.rewards, self._gamma, self.state.advantage_std or 1.0)
 
     def augment(
         self,

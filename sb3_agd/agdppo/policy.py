@@ -71,14 +71,14 @@ class Normalization:
         return cls(observations, returns, env.clip_obs, env.clip_reward, env.epsilon)
 
 
-def normalization_statistics(model: OnPolicyAlgorithm) -> dict[str, RunningMeanStd]:
+def normalization_statistics(model: OnPolicyAlgorithm) -> dict[str, RunningMeanStd | dict[str, RunningMeanStd]]:
     """
     :param model: An algorithm
     :return: The statistics that its VecNormalize learns, if it has one, by name of the attribute
     """
     env = model.get_vec_normalize_env()
     attributes = {} if env is None else vars(env)
-    return {name: attributes[name] for name in STATISTICS if isinstance(attributes.get(name), RunningMeanStd)}
+    return {name: attributes[name] for name in STATISTICS if isinstance(attributes.get(name), (RunningMeanStd, dict))}
 
 
 def check_distribution(policy: ActorCriticPolicy) -> None:
@@ -188,8 +188,8 @@ class FixedNoisePolicy:
     """
     The current policy with its noise drawn once per segment and step, so that an action moves only because the
     imagined state moves. At any state the action is an exact sample of the policy, for every distribution of SB3's
-    on-policy algorithms: Gaussian noise for continuous actions (one noise matrix per segment with gSDE), Gumbel and
-    logistic noise for discrete ones.
+    on-policy algorithms: Gaussian noise for continuous actions (with gSDE, one noise matrix per segment, or for each
+    ``sde_sample_freq`` steps of it), Gumbel and logistic noise for discrete ones.
 
     :param agent: The agent
     :param n_segments: Number of segments, B
@@ -204,7 +204,10 @@ class FixedNoisePolicy:
         distribution = policy.action_dist
         action_size = agent.action_codec.size
         if isinstance(distribution, StateDependentNoiseDistribution):
-            shape: tuple[int, ...] = (n_segments, policy.log_std.shape[0], action_size)
+            frequency = agent.model.sde_sample_freq
+            # Which noise matrix counts at each step
+            self._matrices = th.arange(horizon) // (frequency if frequency > 0 else horizon)
+            shape: tuple[int, ...] = (n_segments, int(self._matrices[-1]) + 1, policy.log_std.shape[0], action_size)
         else:
             shape = (n_segments, horizon, action_size)
         if isinstance(distribution, (DiagGaussianDistribution, StateDependentNoiseDistribution)):
@@ -232,9 +235,12 @@ class FixedNoisePolicy:
         with unchecked_parameters():
             distribution: Distribution = policy.get_distribution(observations)
         if isinstance(distribution, StateDependentNoiseDistribution):
-            exploration = self.noise * distribution.get_std(policy.log_std)
-            latent = distribution._latent_sde.view(len(exploration), -1, exploration.shape[1])
-            actions = distribution.distribution.mean + th.bmm(latent, exploration).flatten(0, 1)
+            latent = distribution._latent_sde.view(len(self.noise), -1, self.noise.shape[2])
+            std = distribution.get_std(policy.log_std)
+            matrices, lengths = (part.tolist() for part in self._matrices[steps].unique_consecutive(return_counts=True))
+            runs = zip(matrices, latent.split(lengths, dim=1), strict=True)
+            exploration = th.cat([th.bmm(part, self.noise[:, matrix] * std) for matrix, part in runs], dim=1)
+            actions = distribution.distribution.mean + exploration.flatten(0, 1)
             return actions if distribution.bijector is None else distribution.bijector.forward(actions)
         noise = self.noise[:, steps].flatten(0, 1)
         if isinstance(distribution, DiagGaussianDistribution):

@@ -1,5 +1,8 @@
 """Imagined actions carried out in the real environment: does what was imagined come true?"""
 
+import math
+import operator
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -14,6 +17,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_agd.agdppo.imagination import Imagination, beneath_passing_wrappers
+from sb3_agd.agdppo.random_streams import untouched_global_streams
 from sb3_agd.agdppo.snapshots import Snapshot, env_layers, simulators
 from sb3_agd.agdppo.spaces import SpaceCodec
 from sb3_agd.world_model import Critic, Guide, Segments
@@ -36,8 +40,14 @@ class Simulator:
     def __init__(self, env: gym.Env, observation_codec: SpaceCodec, action_codec: SpaceCodec):
         self.env = env
         self.layers = env_layers(env)
+        self.models = [model for model, _ in simulators(self.layers)]
         self.observation_codec = observation_codec
         self.action_codec = action_codec
+
+    def is_present(self) -> bool:
+        """Whether the environment still has the simulators that it had when this object was made."""
+        present = [model for model, _ in simulators(self.layers)]
+        return len(present) == len(self.models) and all(map(operator.is_, present, self.models))
 
     def snapshot(self) -> Snapshot:
         """State of the environment as it is now."""
@@ -52,8 +62,9 @@ class Simulator:
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
         """
-        Put the environment back at the end, as if nothing had happened in between; log files get no rows. In between it
-        works on copies: its own attributes may be shared with other code.
+        Put the environment back at the end, as if nothing had happened in between; log files get no rows, and global random
+        streams are what they were. In between it works on copies: its own attributes may be shared with other code. Only
+        parameters of a MuJoCo model that steps change, such as masses, stay changed.
         """
         before = self.snapshot()
         originals = [dict(vars(layer)) for layer in self.layers]
@@ -62,7 +73,8 @@ class Simulator:
             for layer in self.layers:
                 if isinstance(layer, Monitor):
                     layer.results_writer = None
-            yield
+            with untouched_global_streams():
+                yield
         finally:
             self.restore(before)
             for layer, attributes in zip(self.layers, originals, strict=True):
@@ -144,6 +156,7 @@ class GuidanceProbe:
     def __init__(self, imagination: Imagination):
         self.imagination = imagination
         self.starts: list[tuple[Simulator, Snapshot, np.ndarray]] = []
+        self._has_failed = False
 
     def _simulator(self, index: int) -> Simulator | None:
         """
@@ -166,11 +179,14 @@ class GuidanceProbe:
     def record(self) -> None:
         """Keep the state of an environment, in some of the steps of some of the rollouts."""
         model = self.imagination.model
-        rollout, step = divmod(model.num_timesteps // model.n_envs - 1, model.n_steps)
+        rollout = (model.num_timesteps - 1) // (model.n_steps * model.n_envs)
+        # Not by the number of steps: a rollout may have been stopped early
+        step = model.rollout_buffer.pos
         if step == 0:
             self.starts = []
-        interval = max(model.n_steps // PROBE_STARTS, 1)
-        if rollout % PROBE_INTERVAL > 0 or step % interval > 0 or not self.imagination.world_model.is_trained:
+        interval = math.ceil(model.n_steps / PROBE_STARTS)
+        is_due = rollout % PROBE_INTERVAL == 0 and step % interval == 0
+        if not is_due or self._has_failed or not self.imagination.world_model.is_trained:
             return
         index = step // interval % model.n_envs
         simulator = self._simulator(index)
@@ -189,7 +205,8 @@ class GuidanceProbe:
         :return: ``claimed_gain`` and ``true_gain``: by how much guidance raises the advantage of a segment, as imagined and
             as it is in the simulator, in standard deviations of the one-step advantage. Empty if there is nothing to measure
         """
-        starts, self.starts = self.starts, []
+        # Some environments build another simulator for each episode
+        starts, self.starts = [start for start in self.starts if start[0].is_present()], []
         imagination = self.imagination
         scale = imagination.trusted(guidance_scale)
         if not starts or guide is None or scale == 0:
@@ -202,7 +219,15 @@ class GuidanceProbe:
             tensor = th.as_tensor(states, device=imagination.model.device)
             segments, _ = imagination.imagine(tensor, used, scale, n_particles, generator)
             gains["claimed_gain"] += sign * self._mean_advantage(segments)
-            gains["true_gain"] += sign * self._mean_advantage(self._replay(starts, segments))
+            try:
+                replayed = self._replay(starts, segments)
+            except Exception as error:  # Environments raise errors of many kinds, and training does not depend on this
+                self._has_failed = True
+                warnings.warn(
+                    f"The true gain of guidance is not measured: this environment cannot be replayed ({error!r})", stacklevel=2
+                )
+                return {}
+            gains["true_gain"] += sign * self._mean_advantage(replayed)
         return gains
 
     @th.no_grad()

@@ -70,7 +70,7 @@ class RunState:
     numpy_state: Any
     python_state: Any
     exploration: dict[str, th.Tensor]
-    statistics: dict[str, RunningMeanStd]
+    statistics: dict[str, RunningMeanStd | dict[str, RunningMeanStd]]
     earlier_range: tuple[float, float]
 
     @classmethod
@@ -111,9 +111,13 @@ class RunState:
     def restore_statistics(self, model: Any) -> None:
         """
         :param model: Model before its environments are reset, loaded from the checkpoint with this state
+        :raises ValueError: If its environments lack the VecNormalize of the checkpoint
         """
+        env = model.get_vec_normalize_env()
+        if self.statistics and env is None:
+            raise ValueError("The checkpoint was trained with VecNormalize: wrap the environments with it as they were then")
         for name, statistics in self.statistics.items():
-            setattr(model.get_vec_normalize_env(), name, statistics)
+            setattr(env, name, statistics)
 
     def restore(self, model: Any) -> None:
         """

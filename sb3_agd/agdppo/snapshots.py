@@ -73,7 +73,10 @@ class EnvironmentPickler(cloudpickle.Pickler):
         self.positions = {id(item): position for position, item in enumerate(fixed)}
 
     def persistent_id(self, item: Any) -> int | None:
-        return self.positions.get(id(item))
+        position = self.positions.get(id(item))
+        if position is None and isinstance(item, gym.Env):
+            raise pickle.PicklingError("An environment within an environment, but no wrapper of it")
+        return position
 
 
 class EnvironmentUnpickler(pickle.Unpickler):

@@ -125,7 +125,9 @@ def make_codec(space: spaces.Space, name: str) -> SpaceCodec:
     if isinstance(space, spaces.Box):
         image = is_image_space(space) or is_image_space(space, check_channels=True, normalized_image=True)
         if not image and (len(space.shape) < 2 or np.prod(space.shape) <= MAX_FLATTENED_SIZE):
-            return VectorCodec(space.shape, space.dtype, space.low, space.high)
+            # SB3 does not round actions
+            rounded = name == "observation" or not np.issubdtype(space.dtype, np.integer)
+            return VectorCodec(space.shape, space.dtype if rounded else np.float32, space.low, space.high)
         advice += " Turn images into feature vectors first, or use SB3's PPO with `CnnPolicy`."
     elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         advice = "its values must begin with 0, as SB3's policies expect. Shift them with a wrapper."

@@ -2,7 +2,7 @@
 
 from collections import deque
 from itertools import chain
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch as th
@@ -172,7 +172,7 @@ class TrajectoryStore:
 
     def sample_starts(self, n_starts: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """
-        Draw transitions evenly from the whole store, with replacement.
+        Draw transitions evenly from the whole store, which must hold one at least, with replacement.
 
         :param n_starts: Number of transitions
         :param rng: Random generator
@@ -238,6 +238,27 @@ class TrajectoryStore:
         cut_off = ~self.terminations[streams[last], rows[last]] & (~under_way | under_way.all())
         return list(zip(np.split(self.rewards[streams, rows], boundaries), cut_off.tolist(), strict=True))
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Not the rows that were never written
+        return vars(self) | {name: getattr(self, name)[:, : self._n_used()] for name in ARRAYS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._fill(state, state["position"])
+
+    def _fill(self, rows: dict[str, np.ndarray], position: np.ndarray) -> None:
+        """
+        Replace the content.
+
+        :param rows: The used rows of each of the arrays
+        :param position: New value of ``position``
+        """
+        self.clear()
+        for name in ARRAYS:
+            getattr(self, name)[:, : rows[name].shape[1]] = rows[name]
+        self.position[:] = position
+        self._count()
+
     def save(self, file: IO[bytes]) -> None:
         """
         Write the content as plain arrays (npz).
@@ -284,11 +305,7 @@ class TrajectoryStore:
                 raise ValueError(f"its number of {what} is {found}, here it is {expected}")
         if n_used > self.n_rows or any(len(loaded[name]) != self.n_streams for name in ARRAYS):
             raise ValueError("its arrays differ in length")
-        self.clear()
-        for name in ARRAYS:
-            getattr(self, name)[:, :n_used] = loaded[name]
-        self.position[:] = loaded["position"]
-        self._count()
+        self._fill(loaded, loaded["position"])
 
 
 class WindowSource:

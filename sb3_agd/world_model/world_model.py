@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ MAX_GRAD_NORM = 1.0
 # Steps that the recurrent denoiser predicts open loop in training before it is reset to the true state. Many teach it to live
 # with its own errors, few to predict the next state and reward
 OPEN_LOOP_LENGTH = 4
-# Weight of the newest update in the running mean of the weights, while there are few of them
+# While there are few updates, n of them, the decay of the running mean of the weights is n / (n + EMA_WARMUP)
 EMA_WARMUP = 10
 # Additional terminal transitions per segment in each update
 TERMINAL_SHARE = 0.25
@@ -57,7 +58,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     ema_decay, learning_rate = arguments.get("ema_decay", 0.0), arguments.get("learning_rate", 0.0)
     if not isinstance(ema_decay, (int, float, np.number)) or not 0 <= ema_decay < 1:
         raise ValueError(f"`ema_decay` must be at least 0 and below 1, not {ema_decay!r}")
-    if not 0 <= learning_rate < math.inf:
+    if not isinstance(learning_rate, (int, float, np.number)) or not 0 <= learning_rate < math.inf:
         raise ValueError(f"`learning_rate` must be a finite number of at least 0, not {learning_rate!r}")
     network = arguments.get("network", nn.Module)
     denoiser = DENOISERS.get(network) if isinstance(network, str) else network
@@ -95,15 +96,15 @@ def check_can_move(n_denoising_steps: int) -> None:
 class DiffusionWorldModel(nn.Module):
     """
     Diffusion model of trajectory segments: next states and rewards of ``horizon`` steps, given the start state and
-    the actions, all denoised at once (arXiv 2604.09035, arXiv 2312.08533). Terminations come from a classifier of
+    the actions, all denoised together (arXiv 2604.09035, arXiv 2312.08533). Terminations come from a classifier of
     single transitions.
 
     It works on flat vectors in raw units and standardises them itself.
 
     :param observation_dim: Dimension of a state
     :param action_dim: Dimension of an action
-    :param horizon: Number of transitions of a segment. In training, the recurrent network is reset to the true state after
-        4 steps, or after their greatest common divisor with the horizon
+    :param horizon: Number of transitions of a segment. In training, the recurrent network is reset to the true state
+        every ``gcd(4, horizon)`` steps
     :param sampler: Path and sampler: ``"flow"`` (flow matching), ``"ddim"`` or ``"ddpm"`` (cosine path, without or
         with fresh noise)
     :param n_denoising_steps: Number of calls of the denoiser per segment
@@ -166,7 +167,8 @@ class DiffusionWorldModel(nn.Module):
                     "termination": TerminationClassifier(observation_dim, action_dim),
                 }
             )
-        self.ema_networks = copy.deepcopy(self.networks).requires_grad_(False)
+        # Never in training mode: these are for imagination alone
+        self.ema_networks = copy.deepcopy(self.networks).requires_grad_(False).eval()
         classifier = list(self.networks["termination"].parameters())
         weights = [parameter for parameter in classifier if parameter.ndim > 1]
         biases = [parameter for parameter in classifier if parameter.ndim <= 1]
@@ -268,6 +270,24 @@ class DiffusionWorldModel(nn.Module):
         excess = 1 + len(terminal) / (len(segments) * termination_rate)
         return F.binary_cross_entropy_with_logits(logits + math.log(excess), targets)
 
+    @contextmanager
+    def _own_stream(self, generator: th.Generator | None) -> Iterator[None]:
+        """
+        Layers such as dropout draw from PyTorch's global stream. Within, that is one of the generator's, and afterwards what
+        it was.
+
+        :param generator: Source of the noise, ``None`` for the global stream as it is
+        """
+        if generator is None:
+            yield
+            return
+        on_gpu = self.device.type == "cuda"
+        with th.random.fork_rng(devices=[self.device] if on_gpu else []):
+            th.default_generator.manual_seed(generator.initial_seed())
+            if on_gpu:
+                th.cuda.manual_seed(generator.initial_seed())
+            yield
+
     def fit(
         self,
         source: SegmentSource,
@@ -302,24 +322,28 @@ class DiffusionWorldModel(nn.Module):
         n_terminal = max(1, round(TERMINAL_SHARE * batch_size))
         n_before = int(self.n_updates.item())
         try:
-            for n_updates in range(n_before + 1, n_before + gradient_steps + 1):
-                segments = self._on_device(source.segments(batch_size))
-                denoising_loss = self.denoising_loss(segments, generator)
-                termination_loss = th.zeros_like(denoising_loss)
-                if learn_terminations:
-                    terminal = self._on_device(source.terminal_transitions(n_terminal))
-                    termination_loss = self.termination_loss(segments, terminal, source.termination_rate)
-                self.optimizer.zero_grad()
-                (denoising_loss + termination_loss).backward()
-                nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
-                self.optimizer.step()
-                self.n_updates += 1
-                decay = min(self.ema_decay, n_updates / (n_updates + EMA_WARMUP))
-                with th.no_grad():
-                    th._foreach_lerp_(means, weights, 1 - decay)
-                total += th.stack([denoising_loss.detach(), termination_loss.detach()])
-                if on_update is not None:
-                    on_update()
+            with self._own_stream(generator):
+                for n_updates in range(n_before + 1, n_before + gradient_steps + 1):
+                    segments = self._on_device(source.segments(batch_size))
+                    denoising_loss = self.denoising_loss(segments, generator)
+                    termination_loss = th.zeros_like(denoising_loss)
+                    if learn_terminations:
+                        terminal = self._on_device(source.terminal_transitions(n_terminal))
+                        termination_loss = self.termination_loss(segments, terminal, source.termination_rate)
+                    self.optimizer.zero_grad()
+                    (denoising_loss + termination_loss).backward()
+                    nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
+                    self.optimizer.step()
+                    self.n_updates += 1
+                    decay = min(self.ema_decay, n_updates / (n_updates + EMA_WARMUP))
+                    with th.no_grad():
+                        th._foreach_lerp_(means, weights, 1 - decay)
+                        # Statistics of batch normalisation, for example
+                        for mean, buffer in zip(self.ema_networks.buffers(), self.networks.buffers(), strict=True):
+                            mean.copy_(buffer)
+                    total += th.stack([denoising_loss.detach(), termination_loss.detach()])
+                    if on_update is not None:
+                        on_update()
         finally:
             # Also after an interrupt. A gradient that is not finite makes all weights so
             diverged = not (total.isfinite().all() and all(tensor.isfinite().all() for tensor in weights))
@@ -356,13 +380,13 @@ class DiffusionWorldModel(nn.Module):
         :param critic: The critic that the guide consults
         :param guidance_scale: Strength of the guidance
         :param generator: Source of all noise
-        :param n_particles: So many consecutive start states are the same one, and their segments share the noise of the
-            world: they differ by their actions alone, so that one can be chosen for these and not for its luck
+        :param n_particles: Number of consecutive start states that are copies of one another. Their segments share the noise
+            of the world: they differ by their actions alone, so that one can be chosen for these and not for its luck
         :return: Segments in raw units
         :raises ValueError: If the scale is negative or not finite, a guide has no critic to consult or no denoising step to
             guide, or the number of start states is no multiple of that of particles
         """
-        if not 0 <= guidance_scale < math.inf:
+        if not isinstance(guidance_scale, (int, float, np.number)) or not 0 <= guidance_scale < math.inf:
             raise ValueError(f"`guidance_scale` must be a finite number of at least 0, not {guidance_scale!r}")
         if guide is not None and critic is None:
             raise ValueError("`critic` must be given with a `guide`")
