@@ -1,7 +1,6 @@
 """Everything between an SB3 on-policy algorithm and the world model: recording, fitting, imagining."""
 
 import math
-import operator
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -54,6 +53,15 @@ def beneath_passing_wrappers(env: VecEnv | None) -> VecEnv | None:
     while isinstance(env, PASSING_WRAPPERS):
         env = env.venv
     return env
+
+
+def same_objects(some: list[Any], others: list[Any]) -> bool:
+    """
+    :param some: Objects
+    :param others: Objects
+    :return: Whether they are the very same, in the same order
+    """
+    return list(map(id, some)) == list(map(id, others))
 
 
 def chooses(guide: Guide | None, guidance_scale: float, n_particles: int) -> bool:
@@ -186,9 +194,7 @@ class Imagination:
 
     def knows_environments(self) -> bool:
         """Whether the environments are where the last recorded step left them: others may have moved or reset them since."""
-        resets = self._resets()
-        kept = len(resets) == len(self._seen_resets) and all(map(operator.is_, resets, self._seen_resets))
-        return kept and self.has_seen(self.model._last_obs)
+        return same_objects(self._resets(), self._seen_resets) and self.has_seen(self.model._last_obs)
 
     def _resets(self) -> list[dict]:
         """

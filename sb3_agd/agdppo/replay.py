@@ -1,7 +1,6 @@
 """Imagined actions carried out in the real environment: does what was imagined come true?"""
 
 import math
-import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from gymnasium.wrappers import RecordVideo
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_agd.agdppo.imagination import Imagination, beneath_passing_wrappers
+from sb3_agd.agdppo.imagination import Imagination, beneath_passing_wrappers, same_objects
 from sb3_agd.agdppo.random_streams import untouched_global_streams
 from sb3_agd.agdppo.snapshots import Snapshot, env_layers, simulators
 from sb3_agd.agdppo.spaces import SpaceCodec
@@ -46,8 +45,7 @@ class Simulator:
 
     def is_present(self) -> bool:
         """Whether the environment still has the simulators that it had when this object was made."""
-        present = [model for model, _ in simulators(self.layers)]
-        return len(present) == len(self.models) and all(map(operator.is_, present, self.models))
+        return same_objects([model for model, _ in simulators(self.layers)], self.models)
 
     def snapshot(self) -> Snapshot:
         """State of the environment as it is now."""

@@ -111,7 +111,7 @@ class OneHotCodec(SpaceCodec):
 def make_codec(space: spaces.Space, name: str) -> SpaceCodec:
     """
     :param space: An observation or action space
-    :param name: What it is, for messages: ``"observation"`` or ``"action"``
+    :param name: What it is: ``"observation"`` or ``"action"``
     :return: The codec of the space
     :raises ValueError: If the world model cannot represent the space
     """
@@ -126,8 +126,8 @@ def make_codec(space: spaces.Space, name: str) -> SpaceCodec:
         image = is_image_space(space) or is_image_space(space, check_channels=True, normalized_image=True)
         if not image and (len(space.shape) < 2 or np.prod(space.shape) <= MAX_FLATTENED_SIZE):
             # SB3 does not round actions
-            rounded = name == "observation" or not np.issubdtype(space.dtype, np.integer)
-            return VectorCodec(space.shape, space.dtype if rounded else np.float32, space.low, space.high)
+            is_integer_action = name == "action" and np.issubdtype(space.dtype, np.integer)
+            return VectorCodec(space.shape, np.float32 if is_integer_action else space.dtype, space.low, space.high)
         advice += " Turn images into feature vectors first, or use SB3's PPO with `CnnPolicy`."
     elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         advice = "its values must begin with 0, as SB3's policies expect. Shift them with a wrapper."

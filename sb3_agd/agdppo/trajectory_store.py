@@ -239,12 +239,16 @@ class TrajectoryStore:
         return list(zip(np.split(self.rewards[streams, rows], boundaries), cut_off.tolist(), strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
-        # Not the rows that were never written
-        return vars(self) | {name: getattr(self, name)[:, : self._n_used()] for name in ARRAYS}
+        return vars(self) | self._used_rows()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._fill(state, state["position"])
+
+    def _used_rows(self) -> dict[str, np.ndarray]:
+        """Each of the arrays without the rows that were never written."""
+        n_used = self._n_used()
+        return {name: getattr(self, name)[:, :n_used] for name in ARRAYS}
 
     def _fill(self, rows: dict[str, np.ndarray], position: np.ndarray) -> None:
         """
@@ -265,9 +269,7 @@ class TrajectoryStore:
 
         :param file: Open binary file
         """
-        n_used = self._n_used()
-        content = {name: getattr(self, name)[:, :n_used] for name in ARRAYS}
-        content |= {"n_rows": np.array(self.n_rows), "position": self.position}
+        content = self._used_rows() | {"n_rows": np.array(self.n_rows), "position": self.position}
         np.savez(file, allow_pickle=False, format_version=np.array(FORMAT_VERSION), **content)
 
     def load(self, file: IO[bytes]) -> None:

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,24 @@ def copied(state: Any) -> Any:
     return state.clone() if isinstance(state, th.Tensor) else state
 
 
+@contextmanager
+def seeded_global_stream(seed: int, device: th.device) -> Iterator[None]:
+    """
+    Within, PyTorch's global stream begins with a seed; afterwards it is what it was.
+
+    :param seed: The seed
+    :param device: Whose stream it is, besides that of the CPU
+    """
+    on_gpu = device.type == "cuda"
+    with th.random.fork_rng(devices=[device] if on_gpu else []):
+        # Not `th.manual_seed`, which seeds all GPUs
+        th.default_generator.manual_seed(seed)
+        if on_gpu:
+            with th.cuda.device(device):
+                th.cuda.manual_seed(seed)
+        yield
+
+
 def check_can_move(n_denoising_steps: int) -> None:
     """
     :param n_denoising_steps: Number of denoising steps
@@ -158,9 +176,7 @@ class DiffusionWorldModel(nn.Module):
         self.register_buffer("n_terminations", th.zeros(()))
         self.register_buffer("n_updates", th.zeros(()))
         # Initialisation draws from the global stream, which belongs to the agent
-        with th.random.fork_rng(devices=[]):
-            # Not `th.manual_seed`, which seeds all GPUs as well
-            th.default_generator.manual_seed(np.random.SeedSequence(seed).generate_state(1)[0].item())
+        with seeded_global_stream(np.random.SeedSequence(seed).generate_state(1)[0].item(), th.device("cpu")):
             self.networks = nn.ModuleDict(
                 {
                     "denoiser": denoiser(observation_dim, action_dim, horizon, width, depth),
@@ -270,24 +286,6 @@ class DiffusionWorldModel(nn.Module):
         excess = 1 + len(terminal) / (len(segments) * termination_rate)
         return F.binary_cross_entropy_with_logits(logits + math.log(excess), targets)
 
-    @contextmanager
-    def _own_stream(self, generator: th.Generator | None) -> Iterator[None]:
-        """
-        Layers such as dropout draw from PyTorch's global stream. Within, that is one of the generator's, and afterwards what
-        it was.
-
-        :param generator: Source of the noise, ``None`` for the global stream as it is
-        """
-        if generator is None:
-            yield
-            return
-        on_gpu = self.device.type == "cuda"
-        with th.random.fork_rng(devices=[self.device] if on_gpu else []):
-            th.default_generator.manual_seed(generator.initial_seed())
-            if on_gpu:
-                th.cuda.manual_seed(generator.initial_seed())
-            yield
-
     def fit(
         self,
         source: SegmentSource,
@@ -317,12 +315,15 @@ class DiffusionWorldModel(nn.Module):
                 group["lr"] = learning_rate
         weights: list[th.Tensor] = list(self.networks.parameters())
         means: list[th.Tensor] = list(self.ema_networks.parameters())
+        # Of batch normalisation, for example
+        statistics = list(zip(self.ema_networks.buffers(), self.networks.buffers(), strict=True))
         total = th.zeros(2, device=self.device)
         learn_terminations = source.termination_rate > 0 and self.termination_fn is None
         n_terminal = max(1, round(TERMINAL_SHARE * batch_size))
         n_before = int(self.n_updates.item())
         try:
-            with self._own_stream(generator):
+            # Layers such as dropout draw from PyTorch's global stream
+            with nullcontext() if generator is None else seeded_global_stream(generator.initial_seed(), self.device):
                 for n_updates in range(n_before + 1, n_before + gradient_steps + 1):
                     segments = self._on_device(source.segments(batch_size))
                     denoising_loss = self.denoising_loss(segments, generator)
@@ -338,8 +339,7 @@ class DiffusionWorldModel(nn.Module):
                     decay = min(self.ema_decay, n_updates / (n_updates + EMA_WARMUP))
                     with th.no_grad():
                         th._foreach_lerp_(means, weights, 1 - decay)
-                        # Statistics of batch normalisation, for example
-                        for mean, buffer in zip(self.ema_networks.buffers(), self.networks.buffers(), strict=True):
+                        for mean, buffer in statistics:
                             mean.copy_(buffer)
                     total += th.stack([denoising_loss.detach(), termination_loss.detach()])
                     if on_update is not None:
