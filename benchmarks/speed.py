@@ -57,7 +57,6 @@ STORE_SIZES = (10_000, 1_000_000)
 IMAGINATION_PARTS = {
     "fit": "fit",
     "augment": "imagine",
-    "record": "bookkeeping",
     "finish_rollout": "bookkeeping",
     "test": "bookkeeping",
     "bound_values": "bookkeeping",
@@ -201,7 +200,11 @@ def training_split(agent: AGDPPO, n_rollouts: int) -> dict[str, float]:
 
         return call
 
-    owners = {agent: {"collect_rollouts": "environment", "train": "update"}, agent.imagination: IMAGINATION_PARTS}
+    owners: dict[Any, dict[str, str]] = {
+        agent: {"collect_rollouts": "environment", "train": "update"},
+        agent.imagination: IMAGINATION_PARTS,
+        agent.imagination.recorder: {"record": "bookkeeping"},
+    }
     for owner, methods in owners.items():
         for method, name in methods.items():
             setattr(owner, method, timed(name, getattr(owner, method)))

@@ -40,8 +40,9 @@ from sb3_agd import (
     RewardGuide,
     SigmoidAdvantageGuide,
 )
-from sb3_agd.agdppo.imagination import Imagination, generalized_advantages, states_along
+from sb3_agd.agdppo.imagination import Imagination, states_along
 from sb3_agd.agdppo.policy import FixedNoisePolicy
+from sb3_agd.agdppo.returns import generalized_advantages
 from sb3_agd.world_model import Critic, Segments
 from sb3_agd.world_model.types import mask_after_termination
 
@@ -680,7 +681,7 @@ def test_a_device_without_double_precision_is_refused() -> None:
     model = PPO("MlpPolicy", "Pendulum-v1", device="cpu")
     model.device = th.device("mps")
     with pytest.raises(ValueError, match='MPS does not have: give `device="cpu"`'):
-        Imagination(model, 100, {})
+        Imagination(model, {"world_model_buffer_size": 100})
 
 
 def test_guidance_that_would_do_nothing_is_refused() -> None:
@@ -907,7 +908,7 @@ def test_the_bound_on_values_looks_far_enough_back_whatever_the_rollouts(gamma: 
         # One episode ends, so that the others may end as well
         ends = np.array([step == 4_000, False, False, False])
         model.replay_buffer.add(zeros, zeros[:, :2], np.ones(4, dtype=np.float32), zeros, ends, ends)
-    _, high = model.imagination._return_range()
+    _, high = model.imagination._value_range()
     assert value <= high <= 1.25 * value
 
 

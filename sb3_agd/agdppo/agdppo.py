@@ -288,7 +288,7 @@ class AGDPPO(PPO):
             self._last_obs = None
         if self._last_obs is None:
             drain(self.env)
-        self.imagination.keep_statistics()
+        self.imagination.recorder.keep_statistics()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def collect_rollouts(
@@ -301,7 +301,7 @@ class AGDPPO(PPO):
             # closed before
             drain(env)
             self._last_obs = None
-            self.imagination.begin_episodes()
+            self.imagination.recorder.begin_episodes()
             raise
 
     def learn(
@@ -409,9 +409,9 @@ class AGDPPO(PPO):
         generator = self.imagination.generator(seed)
         progress_remaining = max(0.0, self._current_progress_remaining)
         segments, _ = self.imagination.imagine(starts, guide, scale(progress_remaining), self.n_particles, generator)
-        states = codec.decode(segments.observations).cpu().numpy().astype(codec.dtype)
+        states = codec.elements(segments.observations)
         states[:, 0] = observations.reshape(len(observations), -1)
-        actions = action_codec.decode(segments.actions).cpu().numpy().astype(action_codec.dtype)
+        actions = action_codec.elements(segments.actions)
         return replace(segments.map(lambda array: array.cpu().numpy()), observations=states, actions=actions)
 
     @classmethod

@@ -162,11 +162,12 @@ class GuidanceCallback(BaseCallback):
         self.world_model_gradient_steps = world_model_gradient_steps
         self.world_model_batch_size = world_model_batch_size
         self.world_model_warmup = world_model_warmup
-        self.world_model_buffer_size = world_model_buffer_size
         unknown = set(world_model_kwargs or {}) - WORLD_MODEL_KWARGS
         if unknown:
             raise ValueError(f"`world_model_kwargs` may hold {sorted(WORLD_MODEL_KWARGS)}, not {sorted(unknown)}")
-        self.world_model_kwargs = {
+        # What the world model and the store are built with, and cannot change later
+        self.fixed_settings = {
+            "world_model_buffer_size": world_model_buffer_size,
             "horizon": horizon,
             "n_denoising_steps": n_denoising_steps,
             "sampler": sampler,
@@ -174,7 +175,7 @@ class GuidanceCallback(BaseCallback):
             **(world_model_kwargs or {}),
         }
         # The world model checks its own arguments: let it do so now rather than in the middle of training
-        check_arguments(self.world_model_kwargs)
+        check_arguments(self.fixed_settings)
         if self.guide is not None and n_particles == 1:
             check_can_move(n_denoising_steps)
         # A window and the state after it must fit into the ring
@@ -208,13 +209,13 @@ class GuidanceCallback(BaseCallback):
         :return: What the callback works with from now on
         :raises ValueError: If the algorithm or its spaces are not supported
         """
-        rows_per_environment = self.world_model_buffer_size // model.n_envs
-        if rows_per_environment < self.world_model_kwargs["horizon"] + 2:
+        n_rows, n_needed = self.fixed_settings["world_model_buffer_size"], self.fixed_settings["horizon"] + 2
+        if n_rows // model.n_envs < n_needed:
             raise ValueError(
-                f"`world_model_buffer_size` {self.world_model_buffer_size} is too small: each of the {model.n_envs} "
-                f"environments needs room for `horizon` + 2 = {self.world_model_kwargs['horizon'] + 2} transitions"
+                f"`world_model_buffer_size` {n_rows} is too small: each of the {model.n_envs} environments needs room for "
+                f"`horizon` + 2 = {n_needed} transitions"
             )
-        self.imagination = Imagination(model, self.world_model_buffer_size, self.world_model_kwargs, state)
+        self.imagination = Imagination(model, self.fixed_settings, state)
         return self.imagination
 
     def go_on_with(self, imagination: Imagination) -> None:
@@ -222,9 +223,8 @@ class GuidanceCallback(BaseCallback):
         :param imagination: World model and data to work with, built by an earlier callback
         :raises ValueError: If it was built with other settings
         """
-        settings = {"world_model_buffer_size": self.world_model_buffer_size, **self.world_model_kwargs}
-        for name in settings | imagination.settings:
-            before, now = imagination.settings.get(name), settings.get(name)
+        for name in self.fixed_settings | imagination.settings:
+            before, now = imagination.settings.get(name), self.fixed_settings.get(name)
             if before != now:
                 raise ValueError(
                     f"`{name}` was {before} when the world model was built, and cannot be {now} now. To change it, make a new "
@@ -265,9 +265,9 @@ class GuidanceCallback(BaseCallback):
         check_sees_each_step(self)
         self._iteration_start = time.perf_counter()
         # `learn` has reset the environments, or a checkpoint is about to put them back
-        has_begun = bool(np.all(model._last_episode_starts)) and not imagination.has_seen(model._last_obs)
+        has_begun = bool(np.all(model._last_episode_starts)) and not imagination.recorder.has_seen(model._last_obs)
         is_resumed = getattr(model, "run_state", None) is not None
-        if self._is_training or not (has_begun or is_resumed or imagination.knows_environments()):
+        if self._is_training or not (has_begun or is_resumed or imagination.recorder.knows_environments()):
             # The last training was interrupted, perhaps in the middle of a step that nobody took note of, or others have
             # moved the environments since: SB3's last observations may be of another state than they are in
             env = self.training_env
@@ -277,7 +277,7 @@ class GuidanceCallback(BaseCallback):
             has_begun = True
         self._is_training = True
         if has_begun:
-            imagination.begin_episodes()
+            imagination.recorder.begin_episodes()
 
     def _on_training_end(self) -> None:
         self._is_training = False
@@ -288,7 +288,7 @@ class GuidanceCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         assert self.imagination is not None
-        self.imagination.record(self.locals)
+        self.imagination.recorder.record(self.locals)
         if self.guide is not None:
             self._probe.record()
         return True

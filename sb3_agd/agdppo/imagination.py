@@ -1,7 +1,6 @@
-"""Everything between an SB3 on-policy algorithm and the world model: recording, fitting, imagining."""
+"""Everything between an SB3 on-policy algorithm and the world model: learning from real rollouts, imagining new ones."""
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,16 +9,17 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
-from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecMonitor, VecNormalize, VecVideoRecorder
 from torch.nn import functional as F
 
-from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy, Normalization, check_distribution, normalization_statistics
+from sb3_agd.agdppo.normalization import Normalization, normalizing_wrapper
+from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy, check_distribution
 from sb3_agd.agdppo.random_streams import seed_of_global_streams
+from sb3_agd.agdppo.recorder import Recorder
+from sb3_agd.agdppo.returns import UNKNOWN_RANGE, credible_range, generalized_advantages, real_advantages
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
-from sb3_agd.agdppo.spaces import SpaceCodec, make_codec
+from sb3_agd.agdppo.spaces import make_codec
 from sb3_agd.agdppo.trajectory_store import TrajectoryStore, WindowSource
 from sb3_agd.world_model import Critic, DiffusionWorldModel, Guide, Segments
 from sb3_agd.world_model.guides import select_particles
@@ -34,34 +34,10 @@ MIN_RETURN_TRANSITIONS = 2_000
 # only a part of what goes on
 RETURN_HORIZONS = 5
 MAX_RETURN_STEPS = 10_000
-# The range of real returns, widened by this share of its width, bounds all values and value targets
-VALUE_MARGIN = 0.25
-UNKNOWN_RANGE = (-math.inf, math.inf)
 # Windows of the newest rollout that the world model is tested on before it sees them
 HELD_OUT_WINDOWS = 256
-# Wrappers that hand on observations and rewards as they are
-PASSING_WRAPPERS = (VecMonitor, VecCheckNan, VecVideoRecorder)
 # Weight of the newest rollout in the running deviation of the advantage
 ADVANTAGE_STD_RATE = 0.1
-
-
-def beneath_passing_wrappers(env: VecEnv | None) -> VecEnv | None:
-    """
-    :param env: Environments, if there are any
-    :return: The outermost of their wrappers that does more than to hand on, or the environments themselves
-    """
-    while isinstance(env, PASSING_WRAPPERS):
-        env = env.venv
-    return env
-
-
-def same_objects(some: list[Any], others: list[Any]) -> bool:
-    """
-    :param some: Objects
-    :param others: Objects
-    :return: Whether they are the very same, in the same order
-    """
-    return list(map(id, some)) == list(map(id, others))
 
 
 def chooses(guide: Guide | None, guidance_scale: float, n_particles: int) -> bool:
@@ -72,20 +48,6 @@ def chooses(guide: Guide | None, guidance_scale: float, n_particles: int) -> boo
     :return: Whether the guide chooses among candidates and does not move states
     """
     return guide is not None and guidance_scale > 0 and n_particles > 1
-
-
-def discounted_returns(rewards: np.ndarray, gamma: float, future: float = 0.0) -> np.ndarray:
-    """
-    :param rewards: Rewards of consecutive steps, shape (T,)
-    :param gamma: Discount factor
-    :param future: Return after the last step
-    :return: Discounted sum of the rewards from each step on, shape (T,)
-    """
-    returns = np.empty(len(rewards))
-    for step in reversed(range(len(rewards))):
-        future = float(rewards[step]) + gamma * future
-        returns[step] = future
-    return returns
 
 
 @dataclass
@@ -113,8 +75,8 @@ class Imagination:
     World model, store of real transitions and agent, and what they do together.
 
     :param model: The algorithm
-    :param capacity: Rows of the store over all environments
-    :param world_model_kwargs: Arguments of :class:`DiffusionWorldModel`
+    :param settings: Arguments of :class:`DiffusionWorldModel`, and ``world_model_buffer_size``, the rows of the store over all
+        environments
     :param state: State of an earlier run to go on from, ``None`` to start afresh with the seed of the algorithm
     :raises ValueError: If the spaces, the distribution of the actions or the device are not supported
     """
@@ -122,8 +84,7 @@ class Imagination:
     def __init__(
         self,
         model: OnPolicyAlgorithm,
-        capacity: int,
-        world_model_kwargs: dict[str, Any],
+        settings: dict[str, Any],
         state: ImaginationState | None = None,
     ):
         self.observation_codec = make_codec(model.observation_space, "observation")
@@ -135,32 +96,18 @@ class Imagination:
                 "networks anyway"
             )
         self.model = model
-        self.settings = {"world_model_buffer_size": capacity, **world_model_kwargs}
+        self.settings = settings
         seed = seed_of_global_streams() if model.seed is None else model.seed
         self.state = state or ImaginationState(np.random.default_rng(seed))
         # Counts as long as there are too few transitions to tell the range anew
         self.earlier_range = self.state.value_range
-        self.world_model = DiffusionWorldModel(
-            self.observation_codec.size,
-            self.action_codec.size,
-            seed=seed,
-            **{**world_model_kwargs, "termination_fn": self._in_raw_units(world_model_kwargs.get("termination_fn"))},
-        ).to(model.device)
-        self.store = TrajectoryStore(capacity, model.n_envs, self.observation_codec.size, self.action_codec.size)
-        # Observation vectors that the environments are in; unknown (empty) before training and after a reset
-        self.current_observations = np.empty(0)
-        # SB3's observations before and after the last step, and what each environment said at its last reset by then
-        self._seen_observations: tuple[Any, ...] = ()
-        self._seen_resets: list[dict] = []
-        # Statistics of VecNormalize, each with a copy from before the newest rollout or reset
-        self._statistics: list[tuple[RunningMeanStd, RunningMeanStd]] = []
-        # Where the newest rollout begins in the store, and up to where it is part of the running statistics
-        self._rollout_start = self.store.position.copy()
+        sizes = self.observation_codec.size, self.action_codec.size
+        arguments = settings | {"termination_fn": self._in_raw_units(settings.get("termination_fn"))}
+        self.store = TrajectoryStore(arguments.pop("world_model_buffer_size"), model.n_envs, *sizes)
+        self.world_model = DiffusionWorldModel(*sizes, seed=seed, **arguments).to(model.device)
+        self.recorder = Recorder(model, self.store, self.observation_codec, self.action_codec)
+        # Up to where the store is part of the running statistics
         self._observed = self.store.position.copy()
-        # Rewards of the newest rollout in the critic's units, before SB3 adds values to them
-        self._rollout_rewards: list[np.ndarray] = []
-        # Whether a time limit cut off the episodes at each of its steps
-        self._rollout_cut_off: list[np.ndarray] = []
 
     def move_to(self, model: OnPolicyAlgorithm) -> None:
         """
@@ -175,33 +122,9 @@ class Imagination:
                 raise ValueError(
                     f"This GuidanceCallback was used with `{what}` {before}, which is {now} now: make a new GuidanceCallback"
                 )
-        self.model = model
+        self.model = self.recorder.model = model
         self.world_model.to(model.device)
-        self.begin_episodes()
-
-    def begin_episodes(self) -> None:
-        """Take note that all environments were reset from outside."""
-        self.store.end_episodes()
-        self.current_observations = np.empty(0)
-
-    def has_seen(self, observations: Any) -> bool:
-        """
-        :param observations: SB3's last observations
-        :return: Whether they are the very object that SB3 had before or after the last recorded step, so that nothing was
-            reset since. Those before it remain if a callback stopped the training
-        """
-        return any(observations is seen for seen in self._seen_observations)
-
-    def knows_environments(self) -> bool:
-        """Whether the environments are where the last recorded step left them: others may have moved or reset them since."""
-        return same_objects(self._resets(), self._seen_resets) and self.has_seen(self.model._last_obs)
-
-    def _resets(self) -> list[dict]:
-        """
-        What each environment said at its last reset: new objects after each, unless an environment always gives the same one.
-        """
-        assert self.model.env is not None
-        return list(self.model.env.unwrapped.reset_infos)
+        self.recorder.begin_episodes()
 
     def transitions_loaded(self) -> None:
         """
@@ -222,15 +145,10 @@ class Imagination:
         if termination_fn is None:
             return None
 
-        def decode(codec: SpaceCodec, vectors: np.ndarray) -> np.ndarray:
-            return codec.decode(th.from_numpy(vectors)).numpy().astype(codec.dtype)
-
         def on_vectors(observations: np.ndarray, actions: np.ndarray, next_observations: np.ndarray) -> np.ndarray:
-            return termination_fn(
-                decode(self.observation_codec, observations),
-                decode(self.action_codec, actions),
-                decode(self.observation_codec, next_observations),
-            )
+            codecs = (self.observation_codec, self.action_codec, self.observation_codec)
+            rows = (observations, actions, next_observations)
+            return termination_fn(*(codec.elements(th.from_numpy(part)) for codec, part in zip(codecs, rows, strict=True)))
 
         return on_vectors
 
@@ -248,19 +166,12 @@ class Imagination:
         """The agent in its present environment, or, without one, as it was trained."""
         normalization = self.state.normalization
         if self.model.env is not None:
-            env, trained_with = self._vec_normalize, normalization
+            env, trained_with = normalizing_wrapper(self.model.env), normalization
             normalization = None if env is None else Normalization.of(env)
             if normalization is not None and normalization.returns is None and trained_with is not None:
                 # An environment to evaluate in shows raw rewards, which the critic has never seen
                 normalization = replace(normalization, returns=trained_with.returns)
         return Agent(self.model, self.observation_codec, self.action_codec, normalization)
-
-    @property
-    def _vec_normalize(self) -> VecNormalize | None:
-        """The normalising wrapper, if what it puts out is what the policy sees."""
-        env = beneath_passing_wrappers(self.model.env)
-        # Where another wrapper (frame stacking, say) comes after it, what that one puts out counts as raw
-        return env if isinstance(env, VecNormalize) else None
 
     @property
     def _gamma(self) -> float:
@@ -272,103 +183,17 @@ class Imagination:
         """Rows of the newest rollouts in the store."""
         return RECENT_ROLLOUTS * self.model.n_steps * self.model.n_envs
 
-    # Recording
-
-    def keep_statistics(self) -> None:
-        """Keep what VecNormalize has learned up to now: if it learns numbers that are not finite, it gets this back."""
-        learned = normalization_statistics(self.model).values()
-        # Observations of a dictionary have statistics each
-        parts = [part for whole in learned for part in (whole.values() if isinstance(whole, dict) else [whole])]
-        self._statistics = [(now, now.copy()) for now in parts]
+    # Learning from real rollouts
 
     def start_rollout(self) -> None:
         """
-        Take over the states that the environments are in.
+        Take over the normalisation and the states that the environments are in.
 
         :raises ValueError: If an observation is not finite
         """
-        env = self._vec_normalize
+        env = normalizing_wrapper(self.model.env)
         self.state.normalization = None if env is None else Normalization.of(env)
-        if len(self.current_observations) == 0:
-            # Otherwise they are known from the last step. SB3's are of the step before if a callback stopped the training
-            observations = self.model._last_obs if env is None else env.get_original_obs()
-            assert isinstance(observations, np.ndarray)
-            self.current_observations = self._checked(self.observation_codec.encode(observations), "observation")
-        self.keep_statistics()
-        self._rollout_start = self.store.position.copy()
-        self._rollout_rewards, self._rollout_cut_off = [], []
-
-    def record(self, local_variables: dict[str, Any]) -> None:
-        """
-        Store one step of all environments.
-
-        :param local_variables: Local variables of ``collect_rollouts`` right after the step, when rewards are still
-            those of the environment (SB3 adds the value of truncated states to them later)
-        :raises ValueError: If an observation, action or reward is not finite
-        """
-        dones, infos = np.asarray(local_variables["dones"], dtype=bool), local_variables["infos"]
-        # First of all: it may be the cause of a bad observation or reward
-        actions = self._checked(self.action_codec.encode(local_variables["clipped_actions"]), "action")
-        env = self._vec_normalize
-        if env is None:
-            observations, rewards = local_variables["new_obs"], local_variables["rewards"]
-        else:
-            observations, rewards = env.get_original_obs(), env.get_original_reward()
-        following = self._checked(self.observation_codec.encode(observations), "observation")
-        reached = following.copy()
-        terminations = dones.copy()
-        for index in np.flatnonzero(dones):
-            info = infos[index]
-            terminal_observation = info.get("terminal_observation")
-            if terminal_observation is None:
-                raise ValueError(
-                    f"Environment {index} does not say in which state its episode ended at step {self.model.num_timesteps}: "
-                    'its `info` holds no "terminal_observation", as those of SB3\'s DummyVecEnv and SubprocVecEnv do'
-                )
-            if env is not None:
-                if env.norm_obs and np.abs(terminal_observation).max() >= env.clip_obs:
-                    # Of all other states it keeps the original
-                    warnings.warn(
-                        f"VecNormalize has clipped the last state of an episode (`clip_obs` {env.clip_obs:g}), and the world "
-                        "model learns it like that. Consider a higher `clip_obs`",
-                        stacklevel=2,
-                    )
-                terminal_observation = env.unnormalize_obs(terminal_observation)
-            reached[index] = self.observation_codec.encode(terminal_observation)[0]
-            terminations[index] = not info.get("TimeLimit.truncated", False)
-        self.store.add(
-            self.current_observations,
-            actions,
-            self._checked(np.array(rewards, dtype=np.float32), "reward"),
-            self._checked(reached, "observation"),
-            terminations,
-            dones,
-        )
-        self.current_observations = following
-        self._seen_observations, self._seen_resets = (self.model._last_obs, local_variables["new_obs"]), self._resets()
-        self._rollout_rewards.append(local_variables["rewards"].astype(np.float32))
-        self._rollout_cut_off.append(dones & ~terminations)
-
-    def _checked(self, values: np.ndarray, what: str) -> np.ndarray:
-        """
-        :param values: One row per environment
-        :param what: Name of the values
-        :return: The values
-        :raises ValueError: If any of them is not finite
-        """
-        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-        if not finite.all():
-            index = int(np.flatnonzero(~finite)[0])
-            # VecNormalize has learned them already, and would never forget them
-            for now, before in self._statistics:
-                vars(now).update(vars(before))
-            raise ValueError(
-                f"NaN or infinite {what} in environment {index} at step {self.model.num_timesteps}: {values[index]}. "
-                "Mend the environment, or find the cause with `VecCheckNan`."
-            )
-        return values
-
-    # Fitting
+        self.recorder.start_rollout()
 
     def finish_rollout(self, buffer: AugmentedRolloutBuffer) -> None:
         """
@@ -392,33 +217,21 @@ class Imagination:
         if state.advantage_std is None:
             state.advantage_std = advantage_std
         state.advantage_std += ADVANTAGE_STD_RATE * (advantage_std - state.advantage_std)
-        state.value_range = self._return_range()
+        state.value_range = self._value_range()
 
-    def _return_range(self) -> tuple[float, float]:
+    def _value_range(self) -> tuple[float, float]:
         """
-        Range of the discounted returns of real rewards, with a margin.
-
-        Values learned on imagined states feed on themselves: each target bootstraps on values of other imagined
-        states, which no real reward ever corrects, and any optimism grows without limit. The cure is a bound from
-        outside of that loop. It is made of real rewards alone: a bound made of bootstrapped returns would itself
-        grow with the values it should hold. SB3's values look beyond a time limit, so an episode that was cut off
-        counts as if it went on forever at its mean reward. A model that was loaded without its transitions keeps its range
-        until it has seen enough: the first steps show only a part of what an episode goes on to earn.
-
-        :return: Lowest and highest credible value, in the critic's units
+        :return: Lowest and highest credible value, in the critic's units, see :func:`credible_range`. A model that was loaded
+            without its transitions keeps its range until it has seen enough: the first steps show only a part of what an
+            episode goes on to earn
         """
         agent, gamma = self.agent, self._gamma
         n_steps = min(MAX_RETURN_STEPS, math.ceil(RETURN_HORIZONS / max(1 - gamma, 1e-9)))
         n_transitions = max(self._n_recent, MIN_RETURN_TRANSITIONS, n_steps * self.model.n_envs)
-        returns = []
-        for raw_rewards, cut_off in self.store.recent_episodes(n_transitions):
-            rewards = agent.rewards(th.from_numpy(raw_rewards)).numpy()
-            future = float(rewards.mean()) / (1 - gamma) if cut_off and gamma < 1 else 0.0
-            returns.append(discounted_returns(rewards, gamma, future))
-        all_returns = np.concatenate(returns)
-        low, high = float(all_returns.min()), float(all_returns.max())
-        margin = VALUE_MARGIN * (high - low)
-        low, high = low - margin, high + margin
+        episodes = self.store.recent_episodes(n_transitions)
+        low, high = credible_range(
+            [(agent.rewards(th.from_numpy(rewards)).numpy(), cut_off) for rewards, cut_off in episodes], gamma
+        )
         if self.earlier_range != UNKNOWN_RANGE and not self.store.holds(n_transitions):
             low, high = min(low, self.earlier_range[0]), max(high, self.earlier_range[1])
         return low, high
@@ -435,11 +248,11 @@ class Imagination:
         """
         low, high = self.state.value_range
         # SB3 has added the discounted value of the last state to the reward of each episode that a time limit cut off
-        rewards = np.stack(self._rollout_rewards)
+        rewards = np.stack(self.recorder.rewards)
         added = buffer.rewards - rewards
         # That discount factor is the present one, where the buffer keeps to the one it was made with
         bounded = np.clip(added, self.model.gamma * low, self.model.gamma * high)
-        np.copyto(buffer.rewards, rewards + bounded, where=np.stack(self._rollout_cut_off) & (bounded != added))
+        np.copyto(buffer.rewards, rewards + bounded, where=np.stack(self.recorder.cut_off) & (bounded != added))
         values = buffer.values
         buffer.values = np.clip(values, low, high)
         buffer.compute_returns_and_advantage(last_values.clamp(low, high), dones)
@@ -455,7 +268,7 @@ class Imagination:
             advantages along imagined and real segments with the same actions, by the present critic; 0 where they are
             constant
         """
-        streams, rows = self.store.starts_since(self._rollout_start)
+        streams, rows = self.store.starts_since(self.recorder.rollout_start)
         chosen = self.state.rng.integers(len(rows), size=min(HELD_OUT_WINDOWS, len(rows)))
         windows = self.store.windows(streams[chosen], rows[chosen], self.world_model.horizon)
         windows = windows.map(lambda array: array.to(self.model.device))
@@ -632,37 +445,3 @@ def states_along(segments: Segments[th.Tensor], generator: th.Generator) -> th.T
     # The product can be rounded up
     steps = th.minimum((uniform * (last + 1)).long(), last)
     return segments.observations[th.arange(len(segments), device=steps.device), steps]
-
-
-def generalized_advantages(
-    rewards: th.Tensor, terminations: th.Tensor, values: th.Tensor, gamma: float, gae_lambda: float
-) -> th.Tensor:
-    """
-    Generalised advantage estimation (arXiv 1506.02438) over segments, bootstrapped with the value of their last state.
-
-    :param rewards: Shape (B, H)
-    :param terminations: Shape (B, H)
-    :param values: Shape (B, H + 1)
-    :param gamma: Discount factor
-    :param gae_lambda: Trade-off between bias and variance
-    :return: Advantages, shape (B, H)
-    """
-    continues = 1 - terminations.to(values)
-    errors = rewards + gamma * continues * values[:, 1:] - values[:, :-1]
-    advantages = th.empty_like(errors)
-    following = th.zeros_like(errors[:, 0])
-    for step in reversed(range(errors.shape[1])):
-        following = errors[:, step] + gamma * gae_lambda * continues[:, step] * following
-        advantages[:, step] = following
-    return advantages
-
-
-def real_advantages(buffer: AugmentedRolloutBuffer) -> np.ndarray:
-    """
-    :param buffer: A full rollout buffer, not yet flattened
-    :return: One-step advantages of all steps but the last, shape (n_steps - 1, n_envs); zeros if there is only one step
-    """
-    if buffer.buffer_size < 2:
-        return np.zeros((1, buffer.n_envs))
-    continues = 1 - buffer.episode_starts[1:]
-    return buffer.rewards[:-1] + buffer.gamma * continues * buffer.values[1:] - buffer.values[:-1]

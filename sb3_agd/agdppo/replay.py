@@ -15,9 +15,10 @@ from gymnasium.wrappers import RecordVideo
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_agd.agdppo.imagination import Imagination, beneath_passing_wrappers, same_objects
+from sb3_agd.agdppo.imagination import Imagination
+from sb3_agd.agdppo.normalization import beneath_passing_wrappers
 from sb3_agd.agdppo.random_streams import untouched_global_streams
-from sb3_agd.agdppo.snapshots import Snapshot, env_layers, simulators
+from sb3_agd.agdppo.snapshots import Snapshot, env_layers, same_objects, simulators
 from sb3_agd.agdppo.spaces import SpaceCodec
 from sb3_agd.world_model import Critic, Guide, Segments
 
@@ -98,7 +99,7 @@ class Simulator:
         :param action: Action vector, shape (action_size,)
         :return: Observation vector (observation_size,), reward, whether the state is terminal, whether the episode is over
         """
-        decoded = self.action_codec.decode(th.from_numpy(action[None])).numpy().astype(self.action_codec.dtype)
+        decoded = self.action_codec.elements(th.from_numpy(action[None]))
         space = self.env.action_space
         given = decoded.item() if isinstance(space, spaces.Discrete) else decoded.reshape(space.shape)
         observation, reward, terminated, truncated, _ = self.env.step(given)
@@ -193,7 +194,7 @@ class GuidanceProbe:
         snapshot = simulator.snapshot()
         # What cannot be put back must not be moved
         if not snapshot.left_out:
-            self.starts.append((simulator, snapshot, self.imagination.current_observations[index]))
+            self.starts.append((simulator, snapshot, self.imagination.recorder.current_observations[index]))
 
     def measure(self, guide: Guide | None, guidance_scale: float, n_particles: int) -> dict[str, float]:
         """

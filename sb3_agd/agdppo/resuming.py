@@ -16,7 +16,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from sb3_agd.agdppo.files import save_vec_normalize
-from sb3_agd.agdppo.policy import normalization_statistics
+from sb3_agd.agdppo.normalization import normalization_statistics
 from sb3_agd.agdppo.snapshots import Snapshot, vec_env_layers
 
 # Noise matrices of gSDE

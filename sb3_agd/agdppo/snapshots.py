@@ -51,6 +51,15 @@ def simulators(layers: list[Any]) -> list[tuple[Any, Any]]:
     return [(own["model"], own["data"]) for own in attributes if type(own.get("data")).__name__ == "MjData" and "model" in own]
 
 
+def same_objects(some: list[Any], others: list[Any]) -> bool:
+    """
+    :param some: Objects
+    :param others: Objects
+    :return: Whether they are the very same, in the same order
+    """
+    return list(map(id, some)) == list(map(id, others))
+
+
 def fixed_points(layers: list[Any]) -> list[Any]:
     """
     :param layers: Environments and wrappers

@@ -51,6 +51,13 @@ class SpaceCodec(ABC):
         :return: The nearest elements of the space, flattened, shape (..., prod(shape))
         """
 
+    def elements(self, vectors: th.Tensor) -> np.ndarray:
+        """
+        :param vectors: See :meth:`decode`
+        :return: The same as numpy arrays with the environment's type, shape (..., prod(shape))
+        """
+        return self.decode(vectors).cpu().numpy().astype(self.dtype)
+
 
 class VectorCodec(SpaceCodec):
     """

@@ -9,9 +9,9 @@ import numpy as np
 import torch as th
 
 from sb3_agd.agdppo import AGDPPO
-from sb3_agd.agdppo.imagination import discounted_returns
 from sb3_agd.agdppo.policy import FixedNoisePolicy
 from sb3_agd.agdppo.replay import Simulator, segment_advantages
+from sb3_agd.agdppo.returns import discounted_returns
 from sb3_agd.agdppo.snapshots import Snapshot
 from sb3_agd.agdppo.trajectory_store import TrajectoryStore
 from sb3_agd.world_model import Guide, Segments
