@@ -4,6 +4,7 @@ import inspect
 import itertools
 import math
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -1517,9 +1518,39 @@ def test_advantages_correlate_if_and_only_if_what_is_imagined_happens(monkeypatc
     )
     monkeypatch.setattr(imagination.store, "windows", lambda *_: windows)
     shuffled = np.random.default_rng(0).permutation(len(windows))
-    for imagined, lowest, highest in ((windows, 0.999, 1.001), (windows.map(lambda array: array[shuffled]), -0.3, 0.3)):
+    # Segments that end sooner than in reality count for as long as they last
+    half = windows.mask.clone()
+    half[:, 2:] = False
+    shorter = replace(windows, rewards=th.where(half, windows.rewards, 1e3), mask=half)
+    for imagined, lowest, highest in (
+        (windows, 0.999, 1.001),
+        (shorter, 0.999, 1.001),
+        (windows.map(lambda array: array[shuffled]), -0.3, 0.3),
+    ):
         monkeypatch.setattr(imagination.world_model, "predict", lambda *_, imagined=imagined: imagined)
         assert lowest < imagination.test()["advantage_correlation"].item() < highest
+
+
+def test_guides_see_values_within_the_bound_in_the_unit_of_real_advantages() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    state = model.imagination.state
+    state.value_range = (-1.0, 2.0)
+    for bias, expected in ((-1e4, -1.0), (1e4, 2.0)):
+        with th.no_grad():
+            model.policy.value_net.bias.fill_(bias)
+        assert (model.imagination.critic.values(th.zeros(5, 3)) == expected).all()
+    # There is no unit as long as all advantages were the same
+    for deviation, unit in ((None, 1.0), (0.0, 1.0), (0.5, 0.5)):
+        state.advantage_std = deviation
+        assert model.imagination.critic.advantage_std == unit
+
+
+def test_the_unit_of_advantages_follows_the_real_ones_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    deviations = iter([1.0, 2.0, 2.0])
+    monkeypatch.setattr("sb3_agd.agdppo.imagination.real_advantages", lambda _: np.array([-1.0, 1.0]) * next(deviations))
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
+    units = [model.learn(32, reset_num_timesteps=False).imagination.state.advantage_std for _ in range(3)]
+    assert units == pytest.approx([1.0, 1.1, 1.19])
 
 
 def test_the_setting_of_the_paper_works() -> None:

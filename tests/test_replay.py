@@ -222,6 +222,9 @@ def test_the_true_gain_is_the_claimed_one_if_the_world_model_is_the_simulator(mo
     gains = probe.measure(ExponentialAdvantageGuide(), 5.0, 4)
     assert gains["claimed_gain"] == pytest.approx(gains["true_gain"], abs=1e-5)
     assert gains["true_gain"] > 0
+    # A critic that is not trusted guides nothing
+    model.imagination.state.critic_trust, probe.starts = 0.0, probe_starts
+    assert probe.measure(ExponentialAdvantageGuide(), 5.0, 4) == {}
 
 
 class Scaled(VecEnvWrapper):

@@ -567,6 +567,25 @@ def test_fit_of_no_updates_changes_nothing() -> None:
     assert all(th.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+class Constant:
+    """
+    Always the same segments.
+
+    :param drawn: The segments
+    """
+
+    termination_rate = 0.0
+
+    def __init__(self, drawn: Segments):
+        self.drawn = drawn
+
+    def segments(self, n_segments: int) -> Segments:
+        return self.drawn
+
+    def terminal_transitions(self, n_transitions: int) -> Segments:
+        raise NotImplementedError("There are none")
+
+
 class Rescaled(Recording):
     """The linear system in other units, with a third dimension that never changes."""
 
@@ -605,6 +624,57 @@ def test_what_lies_behind_the_end_of_a_segment_does_not_change_the_loss() -> Non
     )
     losses = [model.denoising_loss(s, seeded(3)).item() for s in (segments, changed)]
     assert losses[0] == pytest.approx(losses[1])
+
+
+def test_what_lies_behind_the_end_of_a_segment_does_not_count_as_an_error() -> None:
+    model, real = fitted(Recording(by_chance)), Recording(by_chance, seed=5).segments(50)
+    imagined = model.predict(real.observations[:, 0], real.actions, seeded(6))
+    reached = th.cat([th.ones(len(real), 1, dtype=th.bool), real.mask], dim=1)[..., None]
+    assert not real.mask.all()
+    changed = dataclasses.replace(
+        real,
+        observations=th.where(reached, real.observations, 1e3),
+        rewards=th.where(real.mask, real.rewards, -1e3),
+    )
+    for name, error in model.compare(imagined, real).items():
+        assert th.allclose(model.compare(imagined, changed)[name], error, equal_nan=True), name
+
+
+def test_high_noise_levels_are_learned_more_often_than_low_ones() -> None:
+    """As the square root of a uniform number: at high levels the states must come from the dynamics alone."""
+    levels = []
+
+    class Listening(ResidualMLPDenoiser):
+        def forward(self, noisy: th.Tensor, time: th.Tensor, *rest: Any) -> th.Tensor:
+            levels.append(time)
+            return super().forward(noisy, time, *rest)
+
+    fitted(Recording(), 50, network=Listening)
+    drawn = th.cat(levels).sort().values
+    assert len(drawn) == 50 * 64
+    # The largest distance of the two distribution functions is beyond this with a probability of 1e-5
+    assert (drawn.square() - (th.arange(len(drawn)) + 0.5) / len(drawn)).abs().max() < 2.5 / len(drawn) ** 0.5
+
+
+def test_gradients_of_the_world_model_are_clipped() -> None:
+    model, segments = make_model(), Recording().segments(64)
+    # Nothing is standardised yet: such rewards are far from what networks put out
+    model.fit(Constant(dataclasses.replace(segments, rewards=segments.rewards * 1e3)), 1, 64, generator=seeded())
+    gradients = [parameter.grad for parameter in model.networks["denoiser"].parameters() if parameter.grad is not None]
+    assert th.stack([gradient.norm() for gradient in gradients]).norm().item() == pytest.approx(1, rel=1e-4)
+
+
+def test_a_quarter_more_transitions_than_segments_are_terminal_ones() -> None:
+    source, asked = Recording(by_chance), []
+
+    def terminal_transitions(n_transitions: int) -> Segments:
+        asked.append(n_transitions)
+        return Recording.terminal_transitions(source, n_transitions)
+
+    source.terminal_transitions = terminal_transitions  # type: ignore[method-assign]
+    for batch_size in (64, 1):
+        make_model().fit(source, 1, batch_size, generator=seeded())
+    assert asked == [16, 1]
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,6 @@ class Imagination:
                 )
         self.model = self.recorder.model = model
         self.world_model.to(model.device)
-        self.recorder.begin_episodes()
 
     def transitions_loaded(self) -> None:
         """
