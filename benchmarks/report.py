@@ -231,14 +231,10 @@ def task_table(results: Results, task: str) -> pd.DataFrame:
 def comparison_table(results: Results) -> pd.DataFrame:
     """
     :param results: Results
-    :return: Variants of AGDPPO against each other at the end of training: the probability that a run of the row's is better
-        than one of the column's on the same task. Empty unless there are two with a seed that is finished on all tasks
+    :return: Variants against each other at the end of training: the probability that a run of the row's is better than one of
+        the column's on the same task. Empty unless there are two with a seed that is finished on all tasks
     """
-    finals = {
-        name: scores[..., -1]
-        for name in results.variants
-        if results.suite.variants[name].algorithm == "agdppo" and len(scores := results.matrix(name))
-    }
+    finals = {name: scores[..., -1] for name in results.variants if len(scores := results.matrix(name))}
     if len(finals) < 2:
         return pd.DataFrame()
     return pd.DataFrame(
@@ -370,7 +366,7 @@ def markdown(results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]])
     comparison = comparison_table(results)
     if not comparison.empty:
         lines += [
-            "## Variants of AGDPPO against each other",
+            "## Variants against each other",
             f"Probability that a run of the row's variant ends better than one of the column's on the same task, at "
             f"{results.timesteps[-1]:,} steps.",
             to_markdown(comparison),
