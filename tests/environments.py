@@ -22,6 +22,15 @@ SMALL: dict[str, Any] = {
     "world_model_warmup": 0,
     "world_model_kwargs": {"width": 16, "depth": 1},
 }
+# One of each kind that can be imagined
+SPACES: list[spaces.Space] = [
+    spaces.Box(-1, 1, (3,)),
+    spaces.Box(-2, 5, (2, 3)),
+    spaces.Box(0, 9, (2,), dtype=np.int64),
+    spaces.Discrete(4),
+    spaces.MultiDiscrete([2, 3]),
+    spaces.MultiBinary(3),
+]
 
 
 class ToyEnv(gym.Env):
