@@ -22,6 +22,9 @@ RESULTS = FOLDER / "results"
 # Arguments that do not change what is learned, and what the suite decides itself
 IRRELEVANT = {"_init_setup_model", "device", "n_timesteps", "seed", "stats_window_size", "tensorboard_log", "verbose"}
 
+# Settings that are no arguments of the algorithm
+OF_ENVIRONMENTS = {"normalize", "n_envs"}
+
 register()
 
 
@@ -140,7 +143,7 @@ class Suite:
             settings = HYPERPARAMS / f"{variant.algorithm}.yml"
             if variant.algorithm not in ALGOS or not settings.is_file():
                 raise ValueError(f"{file}: variant {name!r} has no settings file {settings.name}, or no such algorithm")
-            unknown = set(variant.settings) - set(inspect.signature(ALGOS[variant.algorithm]).parameters)
+            unknown = set(variant.settings) - set(inspect.signature(ALGOS[variant.algorithm]).parameters) - OF_ENVIRONMENTS
             if unknown:
                 raise ValueError(f"{file}: variant {name!r} has unknown settings {', '.join(sorted(unknown))}")
             missing = set(loaded.tasks) - set(read_settings(variant.algorithm))

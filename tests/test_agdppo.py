@@ -245,6 +245,8 @@ def test_warm_starts_from_a_ppo_file(tmp_path: Path) -> None:
         ("world_model_batch_size", 0),
         ("world_model_learning_rate", 0.0),
         ("world_model_warmup", -1),
+        ("round_size", 0),
+        ("round_size", 2.5),
         ("world_model_buffer_size", 5),
         ("world_model_kwargs", {"hiden": 3}),
         ("termination_fn", "rule"),
@@ -471,3 +473,54 @@ def test_the_setting_of_the_paper_works() -> None:
     model.imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 3.0, 1, 32)
     assert model.world_model.guidance_norm > 0
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+
+
+def test_after_a_long_rollout_the_policy_is_updated_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, train = [], PPO.train
+
+    def watched(model: AGDPPO) -> None:
+        buffer = model.rollout_buffer
+        imagined = buffer.imagined
+        assert imagined is not None
+        with th.no_grad():
+            _, log_prob, _ = model.policy.evaluate_actions(imagined.observations, imagined.actions)
+        # Imagined by the policy that is about to be updated
+        assert th.allclose(log_prob, imagined.old_log_prob, atol=1e-5)
+        real = next(buffer.get()).observations
+        rows.append((len(imagined.observations), len(real) - len(imagined.observations)))
+        train(model)
+
+    monkeypatch.setattr(PPO, "train", watched)
+    settings = SMALL | {"n_steps": 48, "real_data_ratio": 0, "round_size": 32}
+    model = AGDPPO("MlpPolicy", make_vec_env("Pendulum-v1", 2), **settings).learn(2 * 96)
+    # Three rounds for each of two rollouts of 96 transitions: 64 imagined and 32 real ones each
+    assert rows == [(64, 32)] * 6
+    assert model._n_updates == 6 * SMALL["n_epochs"]
+    # Five times as many updates of the world model at first
+    assert model.world_model.n_updates == (5 + 5) * SMALL["world_model_gradient_steps"]
+
+
+def test_rounds_end_where_the_world_model_diverges(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, fits = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"round_size": 8}), []
+    fit = model.imagination.fit
+
+    def diverging(*arguments: Any) -> dict[str, float]:
+        fits.append(arguments)
+        if len(fits) == 3:
+            raise FloatingPointError("It has diverged")
+        return fit(*arguments)
+
+    monkeypatch.setattr(model.imagination, "fit", diverging)
+    with pytest.warns(UserWarning, match="It has diverged"):
+        model.learn(32)
+    assert len(fits) == 3 and model._n_updates == 2 * SMALL["n_epochs"]
+
+
+def test_the_size_of_rounds_may_change_during_training() -> None:
+    class Whole(BaseCallback):
+        def _on_step(self) -> bool:
+            self.model.round_size = 32 if self.num_timesteps > 32 else 16
+            return True
+
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64, Whole())
+    assert model._n_updates == (2 + 1) * SMALL["n_epochs"]

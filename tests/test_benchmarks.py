@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ import torch as th
 from ray.cluster_utils import Cluster
 from rliable.metrics import aggregate_iqm, probability_of_improvement
 from scipy.stats import trim_mean
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from test_zoo_commands import PATIENCE, wait_for
 
@@ -28,7 +30,9 @@ from benchmarks import guidance_on_linear_task, report, run
 from benchmarks.evaluation import TimedEvaluation
 from benchmarks.guidance_on_linear_task import LinearTask
 from benchmarks.run import Outcome
+from benchmarks.settings import algorithm_arguments
 from benchmarks.suite import SUITES, Run, Suite
+from sb3_agd import AGDPPO
 
 ROOT = Path(__file__).parent.parent
 SMALL = """
@@ -384,6 +388,15 @@ def test_tables_say_who_is_better_and_when_the_baseline_is_reached(results: repo
     assert tasks.loc["agdppo_eag", "seconds to ppo's last mean"] == "2"
     assert tasks.loc["ppo", "return at 200"] == f"{17 + 0.44 * 2583:.5g} ± {0.01 * 2583:.4g}"
     assert tasks.loc["ppo", "mean of the last 5 evaluations"] == f"{17 + 0.34 * 2583:.5g}"
+
+
+def test_the_suite_of_defaults_has_those_of_the_classes() -> None:
+    for each in Suite.load("mujoco-defaults").runs():
+        parameters = inspect.signature({"ppo": PPO, "agdppo": AGDPPO}[each.variant.algorithm]).parameters
+        arguments = algorithm_arguments(each.hyperparameters)
+        assert arguments.pop("policy") == "MlpPolicy" and arguments.pop("policy_kwargs") == "dict()"
+        assert arguments == {name: parameters[name].default for name in arguments}
+        assert not each.hyperparameters["normalize"]
 
 
 def test_baseline_reaches_its_own_last_mean_however_means_are_rounded(results: report.Results) -> None:

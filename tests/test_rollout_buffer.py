@@ -65,6 +65,21 @@ def test_real_rows_can_be_repeated() -> None:
     assert sorted(values.tolist()) == sorted([*real * 3, *(-1.0 - np.arange(7))])
 
 
+def test_each_real_row_is_in_one_of_the_parts() -> None:
+    buffer, parts = filled(AugmentedRolloutBuffer), []
+    for part in range(5):
+        buffer.augment(imagined_rows(7), np.random.default_rng(0), n_repeats=2, part=part, n_parts=5)
+        first, second = (th.cat([batch.old_values for batch in buffer.get(3)]) for _ in range(2))
+        assert sorted(first.tolist()) == sorted(second.tolist())
+        assert (first < 0).sum() == 7
+        parts.append(first[first >= 0])
+    assert max(map(len, parts)) - min(map(len, parts)) <= 2
+    real = [float(env + 10 * step) for env in range(N_ENVS) for step in range(N_STEPS)]
+    assert sorted(th.cat(parts).tolist()) == sorted(real * 2)
+    # At random, not step by step
+    assert parts[0].tolist() != sorted(parts[0].tolist())
+
+
 def test_the_arrays_of_the_buffer_stay_real() -> None:
     buffer = filled(AugmentedRolloutBuffer)
     buffer.augment(imagined_rows(7), np.random.default_rng(0))

@@ -1,9 +1,10 @@
 """Advantage-guided diffusion PPO."""
 
 import io
+import itertools
 import pathlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from inspect import signature
 from multiprocessing.connection import wait
@@ -27,7 +28,7 @@ from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.spaces import make_codec
 from sb3_agd.agdppo.trajectory_store import TrajectoryStore
 from sb3_agd.world_model import DiffusionWorldModel, Guide, Segments
-from sb3_agd.world_model.world_model import TerminationFn
+from sb3_agd.world_model.world_model import TerminationFn, check_integer
 
 SelfAGDPPO = TypeVar("SelfAGDPPO", bound="AGDPPO")
 
@@ -43,6 +44,18 @@ class FollowingGuidanceCallback(GuidanceCallback):
     def _on_rollout_end(self) -> None:
         self.follow(self.model._make_guidance_callback())
         super()._on_rollout_end()
+
+    @property
+    def n_rounds(self) -> int:
+        return max(1, round(self._buffer.buffer_size * self._buffer.n_envs / self.model.round_size))
+
+    def further_rounds(self) -> Iterator[int]:
+        """
+        :return: Numbers of the rounds after the first, each once it has begun. None where the first had no imagined
+            transitions, and so all of the real ones
+        """
+        if self._buffer.n_imagined > 0:
+            yield from itertools.takewhile(self.begin_round, range(1, self.n_rounds))
 
 
 class AGDPPO(PPO):
@@ -120,6 +133,9 @@ class AGDPPO(PPO):
     :param termination_fn: The true rule of termination where it is known, in place of the learned one. It gets numpy
         arrays ``(observations, actions, next_observations)`` in raw units with one row per transition and returns
         one boolean per row
+    :param round_size: Real transitions per round. After a longer rollout, the policy is updated in several rounds, each with
+        its own part of the real transitions and with segments that the policy as it is then imagines in a world model that
+        is trained on
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: If an argument is invalid or a space is not supported
     """
@@ -166,6 +182,7 @@ class AGDPPO(PPO):
         world_model_buffer_size: int = 1_000_000,
         world_model_kwargs: dict[str, Any] | None = None,
         termination_fn: TerminationFn | None = None,
+        round_size: int = 256,
         _init_setup_model: bool = True,
     ):
         with warnings.catch_warnings(record=True) as caught:
@@ -218,6 +235,9 @@ class AGDPPO(PPO):
         self.world_model_buffer_size = world_model_buffer_size
         self.world_model_kwargs = world_model_kwargs
         self.termination_fn = termination_fn
+        self.round_size = round_size
+        # Only during training
+        self._guidance_callback: FollowingGuidanceCallback | None = None
         self._imagination_state: ImaginationState | None = None
         self.file_format = FILE_FORMAT
         # Only in checkpoints, and between loading one and the start of training
@@ -247,17 +267,19 @@ class AGDPPO(PPO):
         self.imagination: Imagination = guidance_callback.build(self, self._imagination_state)
         self._imagination_state = self.imagination.state
 
-    def _make_guidance_callback(self) -> GuidanceCallback:
+    def _make_guidance_callback(self) -> FollowingGuidanceCallback:
         """
         :return: A callback with the present values of all settings
         :raises ValueError: If a setting is invalid
         """
+        check_integer("round_size", self.round_size, 1)
         return FollowingGuidanceCallback(**{name: getattr(self, name) for name in SETTINGS}, verbose=self.verbose)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         guidance_callback = self._make_guidance_callback()
         guidance_callback.go_on_with(self.imagination)
         guidance_callback.progress_bar = progress_bar
+        self._guidance_callback = guidance_callback
         if isinstance(callback, list):
             callback = CallbackList(callback)
         elif not isinstance(callback, BaseCallback):
@@ -304,6 +326,13 @@ class AGDPPO(PPO):
             self.imagination.recorder.begin_episodes()
             raise
 
+    def train(self) -> None:
+        """Update the policy, after a long rollout in several rounds."""
+        super().train()
+        if self._guidance_callback is not None:
+            for _ in self._guidance_callback.further_rounds():
+                super().train()
+
     def learn(
         self: SelfAGDPPO,
         total_timesteps: int,
@@ -328,6 +357,8 @@ class AGDPPO(PPO):
             if isinstance(error, (EOFError, ConnectionError)):
                 self._name_dead_processes(error)
             raise
+        finally:
+            self._guidance_callback = None
 
     def _name_dead_processes(self, error: EOFError | ConnectionError) -> None:
         """
@@ -514,7 +545,7 @@ class AGDPPO(PPO):
         self.imagination.transitions_loaded()
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "imagination"]
+        return [*super()._excluded_save_params(), "imagination", "_guidance_callback"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()

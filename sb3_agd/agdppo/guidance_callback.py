@@ -264,6 +264,7 @@ class GuidanceCallback(BaseCallback):
         assert imagination is not None
         check_sees_each_step(self)
         self._iteration_start = time.perf_counter()
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
         # `learn` has reset the environments, or a checkpoint is about to put them back
         has_begun = bool(np.all(model._last_episode_starts)) and not imagination.recorder.has_seen(model._last_obs)
         is_resumed = getattr(model, "run_state", None) is not None
@@ -296,33 +297,66 @@ class GuidanceCallback(BaseCallback):
     def _on_rollout_end(self) -> None:
         imagination = self.imagination
         assert imagination is not None
-        # SB3 updates its own figure only after this hook
-        progress_remaining = max(0.0, 1.0 - self.num_timesteps / self.model._total_timesteps)
+        imagination.finish_rollout(self._buffer)
+        # Before it is trained on them
+        if self._n_rows(self._progress_remaining) > 0 and self.world_model.is_trained:
+            self._test(imagination)
+        self.begin_round(0)
+        self._log(imagination, self._buffer)
+
+    @property
+    def n_rounds(self) -> int:
+        """Number of rounds that the algorithm updates the policy in after each rollout."""
+        return 1
+
+    @property
+    def _progress_remaining(self) -> float:
+        """The remaining progress, from 1 to 0: SB3 updates its own figure only after the end of the rollout."""
+        return max(0.0, 1.0 - self.num_timesteps / self.model._total_timesteps)
+
+    def _n_rows(self, progress_remaining: float) -> int:
+        """
+        :param progress_remaining: Remaining progress, from 1 to 0
+        :return: Number of imagined transitions of a round. None also where a schedule comes close to 0 without getting there
+        """
         buffer = self._buffer
-        imagination.finish_rollout(buffer)
-        ratio = self.synthetic_ratio(progress_remaining)
-        # None also where a schedule comes close to 0 without getting there
-        n_rows = round(ratio * buffer.buffer_size * buffer.n_envs)
-        self._seconds = {"fit": 0.0, "imagine": 0.0}
+        return round(self.synthetic_ratio(progress_remaining) * buffer.buffer_size * buffer.n_envs / self.n_rounds)
+
+    def begin_round(self, number: int) -> bool:
+        """
+        Train the world model and put newly imagined transitions into the rollout buffer, in place of those of the round
+        before. Each round has its own part of the real ones.
+
+        :param number: Number of the round, from 0
+        :return: Whether there are imagined transitions: without them, the buffer has all of the real ones
+        """
+        imagination, buffer, progress_remaining = self.imagination, self._buffer, self._progress_remaining
+        assert imagination is not None
+        n_rows = self._n_rows(progress_remaining)
+        if n_rows == 0:
+            return False
         # A model loaded without its transitions imagines at once, but must not forget on a handful of new ones
         usable = self.world_model.is_trained
-        if n_rows > 0 and usable:
-            self._test(imagination)
-        if n_rows > 0 and imagination.store.holds(self.world_model_warmup):
+        if imagination.store.holds(self.world_model_warmup):
             usable = self._fit(imagination, progress_remaining)
-        if n_rows > 0 and usable:
+        if not usable:
+            return False
+        scale, figures = self.guidance_scale(progress_remaining), {}
+        with self._timed("imagine"):
+            if number == 0:
+                imagination.bound_values(buffer, self.locals["values"], self.locals["dones"])
+                figures = self._probe.measure(self.guide, scale, self.n_particles)
             # Up to rounding errors, the lowest number that is enough
+            ratio = self.synthetic_ratio(progress_remaining)
             n_repeats = max(1, math.ceil(ratio * self.real_data_ratio / (1 - self.real_data_ratio) - 1e-9))
-            imagination.bound_values(buffer, self.locals["values"], self.locals["dones"])
-            with self._timed("imagine"):
-                scale = self.guidance_scale(progress_remaining)
-                gains = self._probe.measure(self.guide, scale, self.n_particles)
-                masked = imagination.augment(buffer, self.guide, scale, self.n_particles, n_rows, n_repeats)
-            if self.n_particles == 1:
-                gains["guidance_norm"] = self.world_model.guidance_norm
-            for name, figure in {**gains, "masked_share": masked}.items():
-                self.logger.record(f"agd/{name}", figure)
-        self._log(imagination, buffer)
+            figures["masked_share"] = imagination.augment(
+                buffer, self.guide, scale, self.n_particles, n_rows, n_repeats, number, self.n_rounds
+            )
+        if self.n_particles == 1:
+            figures["guidance_norm"] = self.world_model.guidance_norm
+        for name, figure in figures.items():
+            self.logger.record(f"agd/{name}", figure)
+        return buffer.n_imagined > 0
 
     def _test(self, imagination: Imagination) -> None:
         """
@@ -416,3 +450,4 @@ class GuidanceCallback(BaseCallback):
         self.logger.record("agd/critic_trust", imagination.state.critic_trust)
         for name, seconds in self._seconds.items():
             self.logger.record(f"agd/{name}_time_share", seconds / duration)
+        self._seconds = dict.fromkeys(self._seconds, 0.0)

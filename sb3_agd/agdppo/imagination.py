@@ -369,6 +369,8 @@ class Imagination:
         n_particles: int,
         n_rows: int,
         n_repeats: int = 1,
+        part: int = 0,
+        n_parts: int = 1,
     ) -> float:
         """
         Imagine segments from recent real states and add them to the rollout buffer.
@@ -383,6 +385,8 @@ class Imagination:
         :param n_particles: See :meth:`imagine`
         :param n_rows: Number of imagined transitions. Somewhat fewer are added where segments end early
         :param n_repeats: How often each real transition comes in an epoch
+        :param part: Which part of the real transitions comes with the imagined ones, from 0
+        :param n_parts: Number of parts
         :return: Share of the imagined transitions that are left out because they lie behind a termination
         """
         n_segments = math.ceil(n_rows / self.world_model.horizon)
@@ -394,7 +398,8 @@ class Imagination:
             chosen_segments, _ = self.imagine(starts, guide, scale, n_particles, generator)
             starts, guide = states_along(chosen_segments, generator), None
         segments, actions = self.imagine(starts, guide, scale, n_particles, generator)
-        buffer.augment(self._rollout_rows_of(segments, actions.flatten(0, 1), n_rows), self.state.rng, n_repeats)
+        imagined = self._rollout_rows_of(segments, actions.flatten(0, 1), n_rows)
+        buffer.augment(imagined, self.state.rng, n_repeats, part, n_parts)
         return 1 - segments.mask.float().mean().item()
 
     @th.no_grad()

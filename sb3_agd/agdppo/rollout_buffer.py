@@ -18,6 +18,7 @@ class AugmentedRolloutBuffer(RolloutBuffer):
     def reset(self) -> None:
         super().reset()
         self.imagined: RolloutBufferSamples | None = None
+        self._real_rows: RolloutBufferSamples | None = None
         self._all_rows: RolloutBufferSamples | None = None
 
     @property
@@ -25,7 +26,14 @@ class AugmentedRolloutBuffer(RolloutBuffer):
         """Number of imagined rows."""
         return 0 if self.imagined is None else len(self.imagined.advantages)
 
-    def augment(self, imagined: RolloutBufferSamples, rng: np.random.Generator, n_repeats: int = 1) -> None:
+    def augment(
+        self,
+        imagined: RolloutBufferSamples,
+        rng: np.random.Generator,
+        n_repeats: int = 1,
+        part: int = 0,
+        n_parts: int = 1,
+    ) -> None:
         """
         Add imagined rows to those that :meth:`get` returns, in place of earlier ones.
 
@@ -34,22 +42,29 @@ class AugmentedRolloutBuffer(RolloutBuffer):
             returns in the critic's units
         :param rng: Shuffles real and imagined rows; private, so that imagination does not disturb the global stream
         :param n_repeats: How often each real row comes, so that it is not lost among the imagined ones
+        :param part: Which part of the real rows comes with them, from 0
+        :param n_parts: Number of parts that the real rows are divided into, at random
         """
         self.imagined = imagined
         self._all_rows = None
         self._rng = rng
         self._n_repeats = n_repeats
+        self._part = part
+        self._n_parts = n_parts
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         if self.imagined is None or self.n_imagined == 0:
             yield from super().get(batch_size)
             return
+        if self._real_rows is None:
+            # In random order
+            self._real_rows = next(super().get(None))
         if self._all_rows is None:
-            real = next(super().get(None))
+            own_part = (rows.tensor_split(self._n_parts)[self._part] for rows in self._real_rows)
             self._all_rows = RolloutBufferSamples(
                 *(
                     th.cat([ours] * self._n_repeats + [theirs.to(ours.dtype)])
-                    for ours, theirs in zip(real, self.imagined, strict=True)
+                    for ours, theirs in zip(own_part, self.imagined, strict=True)
                 )
             )
         n_rows = len(self._all_rows.advantages)
