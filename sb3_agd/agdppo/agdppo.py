@@ -121,7 +121,7 @@ class AGDPPO(PPO):
         next-state distribution: use more in stochastic environments
     :param sampler: ``"flow"`` (flow matching, a handful of steps), ``"ddim"`` or ``"ddpm"`` (the paper's, with 128
         steps)
-    :param world_model_gradient_steps: Updates of the world model per rollout (five times as many for the first)
+    :param world_model_gradient_steps: Updates of the world model per round (five times as many for the first)
     :param world_model_batch_size: Segments per update of the world model
     :param world_model_learning_rate: Learning rate of the world model. It can be a function of the current progress
         remaining (from 1 to 0)
