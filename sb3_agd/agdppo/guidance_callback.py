@@ -299,7 +299,7 @@ class GuidanceCallback(BaseCallback):
         assert imagination is not None
         imagination.finish_rollout(self._buffer)
         # Before it is trained on them
-        if self._n_rows(self._progress_remaining) > 0 and self.world_model.is_trained:
+        if self._n_rows > 0 and self.world_model.is_trained:
             self._test(imagination)
         self.begin_round(0)
         self._log(imagination, self._buffer)
@@ -314,13 +314,11 @@ class GuidanceCallback(BaseCallback):
         """The remaining progress, from 1 to 0: SB3 updates its own figure only after the end of the rollout."""
         return max(0.0, 1.0 - self.num_timesteps / self.model._total_timesteps)
 
-    def _n_rows(self, progress_remaining: float) -> int:
-        """
-        :param progress_remaining: Remaining progress, from 1 to 0
-        :return: Number of imagined transitions of a round. None also where a schedule comes close to 0 without getting there
-        """
-        buffer = self._buffer
-        return round(self.synthetic_ratio(progress_remaining) * buffer.buffer_size * buffer.n_envs / self.n_rounds)
+    @property
+    def _n_rows(self) -> int:
+        """Number of imagined transitions of a round: none also where a schedule comes close to 0 without getting there."""
+        n_real = self._buffer.buffer_size * self._buffer.n_envs
+        return round(self.synthetic_ratio(self._progress_remaining) * n_real / self.n_rounds)
 
     def begin_round(self, number: int) -> bool:
         """
@@ -332,7 +330,7 @@ class GuidanceCallback(BaseCallback):
         """
         imagination, buffer, progress_remaining = self.imagination, self._buffer, self._progress_remaining
         assert imagination is not None
-        n_rows = self._n_rows(progress_remaining)
+        n_rows = self._n_rows
         if n_rows == 0:
             return False
         # A model loaded without its transitions imagines at once, but must not forget on a handful of new ones
