@@ -524,3 +524,12 @@ def test_the_size_of_rounds_may_change_during_training() -> None:
 
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64, Whole())
     assert model._n_updates == (2 + 1) * SMALL["n_epochs"]
+
+
+def test_rounds_end_where_the_policy_diverges() -> None:
+    """As with PPO, the next step in the environment tells."""
+    one_update = {"n_epochs": 1, "batch_size": 1000, "round_size": 8, "vf_coef": math.nan}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | one_update).learn(32)
+    assert model._n_updates == 1
+    with pytest.raises(ValueError, match="to satisfy the constraint"):
+        model.learn(32, reset_num_timesteps=False)

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import itertools
+import math
 import pickle
 import runpy
 import shutil
@@ -177,15 +178,18 @@ def test_ratio_and_scale_may_fall_linearly() -> None:
         AGDExperimentManager._preprocess_schedules({"synthetic_ratio": "cos_16"})
 
 
-@pytest.mark.parametrize(("fault", "ours"), [("policy", False), ("rule", True)])
+@pytest.mark.parametrize(("fault", "ours"), [("policy", False), ("update", False), ("rule", True)])
 def test_an_error_is_this_packages_only_if_its_code_was_at_work(fault: str, ours: bool) -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", n_steps=32, world_model_warmup=0, termination_fn=lambda *_: np.zeros(3))
+    if fault == "update":
+        model.vf_coef, model.round_size, model.termination_fn = math.nan, 8, None
+        model._setup_model()
     if fault == "policy":
         # As after an update with hyperparameters that make it diverge
         model.policy.load_state_dict(
             {name: th.full_like(tensor, th.nan) for name, tensor in model.policy.state_dict().items()}
         )
-    with pytest.raises(ValueError, match="to satisfy the constraint" if fault == "policy" else "`termination_fn`") as error:
+    with pytest.raises(ValueError, match="`termination_fn`" if fault == "rule" else "to satisfy the constraint") as error:
         model.learn(64)
     assert passed_through_package(error.value.__traceback__) == ours
 

@@ -55,7 +55,16 @@ class FollowingGuidanceCallback(GuidanceCallback):
             transitions, and so all of the real ones
         """
         if self._buffer.n_imagined > 0:
-            yield from itertools.takewhile(self.begin_round, range(1, self.n_rounds))
+            yield from itertools.takewhile(self._can_begin, range(1, self.n_rounds))
+
+    def _can_begin(self, number: int) -> bool:
+        """
+        :param number: Number of a round after the first
+        :return: Whether it has begun. A policy that has diverged imagines nothing more: its next real step tells, as with PPO
+        """
+        return all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters()) and self.begin_round(
+            number
+        )
 
 
 class AGDPPO(PPO):

@@ -29,7 +29,7 @@ HYPERPARAMS = next(folder for folder in (PACKAGE / "hyperparams", PACKAGE.parent
 SCHEDULES = ("guidance_scale", "synthetic_ratio", "world_model_learning_rate")
 LINEAR_SCHEDULE = re.compile(r"lin_(?P<initial>[0-9.e+-]+)")
 # Methods that all of training, or of a trial, runs in
-AROUND_TRAINING = ("learn", "_setup_learn", "collect_rollouts", "objective")
+AROUND_TRAINING = ("learn", "_setup_learn", "collect_rollouts", "train", "objective")
 # As SB3's callback names its files
 CHECKPOINT_NAME = re.compile(r"(?P<prefix>.+)_(?P<steps>\d+)_steps\.zip")
 
