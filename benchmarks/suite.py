@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 from rl_zoo3 import ALGOS
 
-from benchmarks.settings import HYPERPARAMS, read_settings
+from benchmarks.settings import ENVIRONMENT_KEYS, HYPERPARAMS, read_settings
 from sb3_agd.zoo import register
 
 FOLDER = Path(__file__).parent
@@ -21,9 +21,6 @@ RESULTS = FOLDER / "results"
 
 # Arguments that do not change what is learned, and what the suite decides itself
 IRRELEVANT = {"_init_setup_model", "device", "n_timesteps", "seed", "stats_window_size", "tensorboard_log", "verbose"}
-
-# Settings that are no arguments of the algorithm
-OF_ENVIRONMENTS = {"normalize", "n_envs"}
 
 register()
 
@@ -143,7 +140,8 @@ class Suite:
             settings = HYPERPARAMS / f"{variant.algorithm}.yml"
             if variant.algorithm not in ALGOS or not settings.is_file():
                 raise ValueError(f"{file}: variant {name!r} has no settings file {settings.name}, or no such algorithm")
-            unknown = set(variant.settings) - set(inspect.signature(ALGOS[variant.algorithm]).parameters) - OF_ENVIRONMENTS
+            allowed = set(inspect.signature(ALGOS[variant.algorithm]).parameters) | (set(ENVIRONMENT_KEYS) - IRRELEVANT)
+            unknown = set(variant.settings) - allowed
             if unknown:
                 raise ValueError(f"{file}: variant {name!r} has unknown settings {', '.join(sorted(unknown))}")
             missing = set(loaded.tasks) - set(read_settings(variant.algorithm))

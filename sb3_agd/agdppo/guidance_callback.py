@@ -301,7 +301,13 @@ class GuidanceCallback(BaseCallback):
         # Before it is trained on them
         if self._n_rows > 0 and self.world_model.is_trained:
             self._test(imagination)
-        self.begin_round(0)
+        if self._make_usable(imagination):
+            imagination.bound_values(self._buffer, self.locals["values"], self.locals["dones"])
+            with self._timed("imagine"):
+                scale = self.guidance_scale(self._progress_remaining)
+                gains = self._probe.measure(self.guide, scale, self.n_particles)
+            self._record(gains)
+            self._augment(imagination, 0)
         self._log(imagination, self._buffer)
 
     @property
@@ -325,36 +331,54 @@ class GuidanceCallback(BaseCallback):
         Train the world model and put newly imagined transitions into the rollout buffer, in place of those of the round
         before. Each round has its own part of the real ones.
 
-        :param number: Number of the round, from 0
-        :return: Whether there are imagined transitions: without them, the buffer has all of the real ones
+        :param number: Number of a round after the first, which is 0 and begins with the end of the rollout
+        :return: Whether there are imagined transitions
         """
-        imagination, buffer, progress_remaining = self.imagination, self._buffer, self._progress_remaining
-        assert imagination is not None
-        n_rows = self._n_rows
-        if n_rows == 0:
+        assert self.imagination is not None
+        if not self._make_usable(self.imagination):
             return False
-        # A model loaded without its transitions imagines at once, but must not forget on a handful of new ones
-        usable = self.world_model.is_trained
+        self._augment(self.imagination, number)
+        return self._buffer.n_imagined > 0
+
+    def _make_usable(self, imagination: Imagination) -> bool:
+        """
+        Train the world model, if that is due.
+
+        :param imagination: World model and data
+        :return: Whether transitions are to be imagined with it. Otherwise, the update has to do with the real ones
+        """
+        if self._n_rows == 0:
+            return False
         if imagination.store.holds(self.world_model_warmup):
-            usable = self._fit(imagination, progress_remaining)
-        if not usable:
-            return False
-        scale, figures = self.guidance_scale(progress_remaining), {}
+            return self._fit(imagination, self._progress_remaining)
+        # A model loaded without its transitions imagines at once, but must not forget on a handful of new ones
+        return self.world_model.is_trained
+
+    def _augment(self, imagination: Imagination, number: int) -> None:
+        """
+        Put imagined transitions into the rollout buffer.
+
+        :param imagination: World model and data
+        :param number: Number of the round, from 0
+        """
+        # Up to rounding errors, the lowest number that is enough
+        ratio = self.synthetic_ratio(self._progress_remaining)
+        n_repeats = max(1, math.ceil(ratio * self.real_data_ratio / (1 - self.real_data_ratio) - 1e-9))
         with self._timed("imagine"):
-            if number == 0:
-                imagination.bound_values(buffer, self.locals["values"], self.locals["dones"])
-                figures = self._probe.measure(self.guide, scale, self.n_particles)
-            # Up to rounding errors, the lowest number that is enough
-            ratio = self.synthetic_ratio(progress_remaining)
-            n_repeats = max(1, math.ceil(ratio * self.real_data_ratio / (1 - self.real_data_ratio) - 1e-9))
-            figures["masked_share"] = imagination.augment(
-                buffer, self.guide, scale, self.n_particles, n_rows, n_repeats, number, self.n_rounds
+            scale = self.guidance_scale(self._progress_remaining)
+            masked = imagination.augment(
+                self._buffer, self.guide, scale, self.n_particles, self._n_rows, n_repeats, number, self.n_rounds
             )
+        self._record({"masked_share": masked})
         if self.n_particles == 1:
-            figures["guidance_norm"] = self.world_model.guidance_norm
+            self._record({"guidance_norm": self.world_model.guidance_norm})
+
+    def _record(self, figures: dict[str, float]) -> None:
+        """
+        :param figures: Figures to log, by name
+        """
         for name, figure in figures.items():
             self.logger.record(f"agd/{name}", figure)
-        return buffer.n_imagined > 0
 
     def _test(self, imagination: Imagination) -> None:
         """
@@ -371,10 +395,8 @@ class GuidanceCallback(BaseCallback):
             "real_termination_rate": errors["real_terminations"],
             "advantage_correlation": errors["advantage_correlation"],
         }
-        for name, figure in figures.items():
-            # Undefined if no episode was long enough
-            if not figure.isnan():
-                self.logger.record(f"agd/{name}", figure.item())
+        # Undefined if no episode was long enough
+        self._record({name: figure.item() for name, figure in figures.items() if not figure.isnan()})
 
     def _warn_once(self, kind: str, message: str) -> None:
         """
