@@ -20,6 +20,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 th.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def temporary_logs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Each training has a folder for its logs: by default a new one in /tmp, which nobody deletes."""
+    os.environ["SB3_LOGDIR"] = str(tmp_path_factory.mktemp("logs"))
+
+
 @pytest.fixture
 def command_line(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Function that runs a command in this process, whose changes to other modules are undone at the end."""
