@@ -56,7 +56,7 @@ STORE_SIZES = (10_000, 1_000_000)
 # What the methods of an agent's imagination count as
 IMAGINATION_PARTS = {
     "fit": "fit",
-    "augment": "imagine",
+    "imagine_rows": "imagine",
     "finish_rollout": "bookkeeping",
     "test": "bookkeeping",
     "bound_values": "bookkeeping",

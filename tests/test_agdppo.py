@@ -470,7 +470,7 @@ def test_the_setting_of_the_paper_works() -> None:
     # After two rollouts the critic explains nothing, and none of its values is credible: it guides nothing
     model.imagination.state.critic_trust = 1.0
     model.imagination.state.value_range = (-math.inf, math.inf)
-    model.imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 3.0, 1, 32)
+    model.imagination.imagine_rows(SigmoidAdvantageGuide(), 3.0, 1, 32)
     assert model.world_model.guidance_norm > 0
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
 

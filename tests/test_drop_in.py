@@ -77,7 +77,7 @@ def test_imagination_leaves_the_global_random_streams_alone() -> None:
     torch_state, numpy_state = th.get_rng_state(), np.random.get_state()[1].copy()
     imagination = model.imagination
     imagination.fit(2, 8, 1e-3)
-    imagination.augment(model.rollout_buffer, None, 0.0, 1, 32)
+    imagination.imagine_rows(None, 0.0, 1, 32)
     model.imagine(model.env.reset())
     assert th.equal(th.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)

@@ -10,13 +10,9 @@ from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.callbacks import CallbackList, EveryNTimesteps
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
-from sb3_agd import (
-    AGDPPO,
-    AugmentedRolloutBuffer,
-    GuidanceCallback,
-    Guide,
-)
+from sb3_agd import AGDPPO, AugmentedRolloutBuffer, GuidanceCallback, Guide
 
 
 class KeptLog(KVWriter):
@@ -104,15 +100,15 @@ def test_schedules_are_followed() -> None:
         },
     )
     scales, counts = [], []
-    augment = model.imagination.augment
+    imagine_rows = model.imagination.imagine_rows
 
-    def spy(buffer: AugmentedRolloutBuffer, guide: Guide, scale: float, *args: Any) -> float:
-        masked_share = augment(buffer, guide, scale, *args)
+    def spy(guide: Guide, scale: float, *args: Any) -> tuple[RolloutBufferSamples, float]:
+        rows, masked_share = imagine_rows(guide, scale, *args)
         scales.append(scale)
-        counts.append(buffer.n_imagined)
-        return masked_share
+        counts.append(len(rows.advantages))
+        return rows, masked_share
 
-    model.imagination.augment = spy
+    model.imagination.imagine_rows = spy
     model.learn(128)
     # After each of the four rollouts, a quarter of the progress is used up; the last one leaves nothing to imagine
     assert scales == [0.75, 0.5, 0.25]

@@ -96,7 +96,7 @@ class EachStep(Guide):
 def test_candidates_may_be_chosen_by_whole_numbers() -> None:
     model = AGDPPO("MlpPolicy", ToyEnv(terminates=True), guidance=FewTerminations(), **SMALL).learn(64)
     model.imagination.state.critic_trust = 1.0
-    model.imagination.augment(model.rollout_buffer, FewTerminations(), 1.0, 4, 64)
+    model.imagination.imagine_rows(FewTerminations(), 1.0, 4, 64)
     starts = np.zeros((500, 3))
     ends = [model.imagine(starts, guidance_scale=scale, seed=0).terminations.mean() for scale in (0.0, 10.0)]
     assert ends[1] < ends[0]
@@ -127,8 +127,7 @@ def test_actions_that_are_learned_from_are_the_policys_own_also_under_guidance()
             distribution = model.policy.get_distribution(observations).distribution
         return ((actions - distribution.mean) / distribution.stddev).mean().item()
 
-    imagination.augment(model.rollout_buffer, SumOfActions(), 3.0, 4, n_rows)
-    rows = model.rollout_buffer.imagined
+    rows, _ = imagination.imagine_rows(SumOfActions(), 3.0, 4, n_rows)
     assert abs(mean_noise(rows.observations, rows.actions)) < 5 / np.sqrt(n_rows)
     # The guide was strong enough to be seen
     starts = th.zeros(n_rows // SMALL["horizon"], 3)
@@ -149,7 +148,7 @@ def test_guidance_leads_to_the_states_that_imagination_goes_on_from(n_particles:
         return segments, actions
 
     monkeypatch.setattr(imagination, "imagine", recorded)
-    imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 1.0, n_particles, 2000)
+    imagination.imagine_rows(SigmoidAdvantageGuide(), 1.0, n_particles, 2000)
     assert [guide is None for _, guide, _ in calls] == ([False] if n_particles == 1 else [False, True])
     if n_particles > 1:
         chosen, (starts, *_) = calls[0][2].observations, calls[1]
@@ -161,7 +160,7 @@ def test_guidance_leads_to_the_states_that_imagination_goes_on_from(n_particles:
     # Without trust in the critic, there is no guidance
     calls.clear()
     imagination.state.critic_trust = 0.0
-    imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 1.0, n_particles, 16)
+    imagination.imagine_rows(SigmoidAdvantageGuide(), 1.0, n_particles, 16)
     assert len(calls) == 1
 
 
@@ -208,9 +207,7 @@ def test_sampling_does_not_wait_for_results(
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
 def test_imagined_rows_hold_what_policy_and_critic_say(env_id: str) -> None:
     model = AGDPPO("MlpPolicy", VecNormalize(make_vec_env(env_id)), **SMALL).learn(64)
-    model.imagination.augment(model.rollout_buffer, None, 0.0, 1, 64)
-    rows = model.rollout_buffer.imagined
-    assert rows is not None
+    rows, _ = model.imagination.imagine_rows(None, 0.0, 1, 64)
     actions = rows.actions.long().flatten() if env_id == "CartPole-v1" else rows.actions
     values, log_probs, _ = model.policy.evaluate_actions(rows.observations, actions)
     assert th.allclose(rows.old_values, values.flatten(), atol=1e-5)
@@ -248,7 +245,7 @@ def test_imagination_starts_from_recent_states(monkeypatch: pytest.MonkeyPatch) 
     starts: list[th.Tensor] = []
     imagine = model.imagination.imagine
     monkeypatch.setattr(model.imagination, "imagine", lambda first, *rest: starts.append(first) or imagine(first, *rest))
-    model.imagination.augment(model.rollout_buffer, None, 0.0, 1, 400)
+    model.imagination.imagine_rows(None, 0.0, 1, 400)
     assert set(starts[0].flatten().tolist()) == set(range(48, 64))
 
 
@@ -286,8 +283,7 @@ def test_segments_on_which_the_critic_is_not_a_number_are_left_out(n_particles: 
 
     model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64)
     model.policy.value_net = Partial(model.policy.value_net)
-    model.imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 1.0, n_particles, 64)
-    rows = model.rollout_buffer.imagined
+    rows, _ = model.imagination.imagine_rows(SigmoidAdvantageGuide(), 1.0, n_particles, 64)
     assert 0 < len(rows.returns) < 64
     for name in ("old_values", "old_log_prob", "advantages", "returns"):
         assert getattr(rows, name).isfinite().all(), name
@@ -323,10 +319,10 @@ def test_a_critic_that_explains_nothing_guides_nothing() -> None:
     # After two rollouts none of the critic's values is credible, and what is bounded has no slope
     imagination.state.value_range = (-math.inf, math.inf)
     imagination.state.critic_trust = 0.0
-    imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 10.0, 1, 32)
+    imagination.imagine_rows(SigmoidAdvantageGuide(), 10.0, 1, 32)
     assert imagination.world_model.guidance_norm == 0
     imagination.state.critic_trust = 1.0
-    imagination.augment(model.rollout_buffer, SigmoidAdvantageGuide(), 10.0, 1, 32)
+    imagination.imagine_rows(SigmoidAdvantageGuide(), 10.0, 1, 32)
     assert imagination.world_model.guidance_norm > 0
 
 
@@ -342,8 +338,8 @@ def test_the_world_model_is_tested_on_a_rollout_before_it_learns_it() -> None:
 
 def test_no_more_rows_are_imagined_than_asked_for() -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
-    model.imagination.augment(model.rollout_buffer, None, 0.0, 1, n_rows=63)
-    assert model.rollout_buffer.n_imagined == 63
+    rows, _ = model.imagination.imagine_rows(None, 0.0, 1, n_rows=63)
+    assert len(rows.advantages) == 63
 
 
 def test_every_real_transition_enters_the_statistics() -> None:

@@ -279,7 +279,7 @@ def not_finite(module: th.nn.Module) -> bool:
 
 @pytest.mark.parametrize(
     "moment",
-    ["collect_rollouts", "world_model.fit", "imagination.augment", "train"],
+    ["collect_rollouts", "world_model.fit", "rollout_buffer.augment", "train"],
     ids=["collection", "fitting", "imagination", "update"],
 )
 def test_ctrl_c_leaves_a_model_that_predicts_saves_and_learns_on(

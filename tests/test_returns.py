@@ -42,9 +42,7 @@ def test_values_of_imagined_rows_stay_within_the_margin_of_real_returns() -> Non
     with th.no_grad():
         model.policy.value_net.bias.fill_(1e4)
     imagination = model.imagination
-    model.rollout_buffer.generator_ready = False
-    imagination.augment(model.rollout_buffer, None, 0.0, 1, 64)
-    imagined = model.rollout_buffer.imagined
+    imagined, _ = imagination.imagine_rows(None, 0.0, 1, 64)
     largest = sum(0.99**step for step in range(10))
     assert imagined.returns.max() <= 1.25 * largest
     assert imagined.advantages.abs().max() <= 10 * largest

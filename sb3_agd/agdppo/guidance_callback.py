@@ -366,9 +366,8 @@ class GuidanceCallback(BaseCallback):
         n_repeats = max(1, math.ceil(ratio * self.real_data_ratio / (1 - self.real_data_ratio) - 1e-9))
         with self._timed("imagine"):
             scale = self.guidance_scale(self._progress_remaining)
-            masked = imagination.augment(
-                self._buffer, self.guide, scale, self.n_particles, self._n_rows, n_repeats, number, self.n_rounds
-            )
+            rows, masked = imagination.imagine_rows(self.guide, scale, self.n_particles, self._n_rows)
+        self._buffer.augment(rows, imagination.state.rng, n_repeats, number, self.n_rounds)
         self._record({"masked_share": masked})
         if self.n_particles == 1:
             self._record({"guidance_norm": self.world_model.guidance_norm})

@@ -361,46 +361,34 @@ class Imagination:
         # A critic that has seen nothing, or only constant rewards, gives no unit to measure advantages in
         return Critic(bounded_values, agent.rewards, self._gamma, self.state.advantage_std or 1.0)
 
-    def augment(
-        self,
-        buffer: AugmentedRolloutBuffer,
-        guide: Guide | None,
-        guidance_scale: float,
-        n_particles: int,
-        n_rows: int,
-        n_repeats: int = 1,
-        part: int = 0,
-        n_parts: int = 1,
-    ) -> float:
+    def imagine_rows(
+        self, guide: Guide | None, guidance_scale: float, n_particles: int, n_rows: int
+    ) -> tuple[RolloutBufferSamples, float]:
         """
-        Imagine segments from recent real states and add them to the rollout buffer.
+        Imagine segments from recent real states for the policy to learn from.
 
         Where the guide chooses among candidates, the segments that it chose only provide start states. The rows come from
         segments imagined from there without guidance: the actions and returns of chosen segments are better than the
         policy's own, and learning from them would raise the policy's noise and make the critic overestimate it.
 
-        :param buffer: The algorithm's rollout buffer
         :param guide: The guide, ``None`` for none
         :param guidance_scale: Strength of the guidance where the critic explains all of the returns
         :param n_particles: See :meth:`imagine`
-        :param n_rows: Number of imagined transitions. Somewhat fewer are added where segments end early
-        :param n_repeats: How often each real transition comes in an epoch
-        :param part: Which part of the real transitions comes with the imagined ones, from 0
-        :param n_parts: Number of parts
-        :return: Share of the imagined transitions that are left out because they lie behind a termination
+        :param n_rows: Number of imagined transitions. There are somewhat fewer where segments end early
+        :return: Rows for :meth:`AugmentedRolloutBuffer.augment`, and the share of the imagined transitions that are left out
+            because they lie behind a termination
         """
         n_segments = math.ceil(n_rows / self.world_model.horizon)
-        streams, rows = self.store.recent_starts(RECENT_ROWS)
-        chosen = self.state.rng.integers(len(rows), size=n_segments)
-        starts = th.as_tensor(self.store.observations[streams[chosen], rows[chosen]], device=self.model.device)
+        streams, stored = self.store.recent_starts(RECENT_ROWS)
+        chosen = self.state.rng.integers(len(stored), size=n_segments)
+        starts = th.as_tensor(self.store.observations[streams[chosen], stored[chosen]], device=self.model.device)
         generator, scale = self.generator(), self.trusted(guidance_scale)
         if chooses(guide, scale, n_particles):
             chosen_segments, _ = self.imagine(starts, guide, scale, n_particles, generator)
             starts, guide = states_along(chosen_segments, generator), None
         segments, actions = self.imagine(starts, guide, scale, n_particles, generator)
-        imagined = self._rollout_rows_of(segments, actions.flatten(0, 1), n_rows)
-        buffer.augment(imagined, self.state.rng, n_repeats, part, n_parts)
-        return 1 - segments.mask.float().mean().item()
+        rows = self._rollout_rows_of(segments, actions.flatten(0, 1), n_rows)
+        return rows, 1 - segments.mask.float().mean().item()
 
     @th.no_grad()
     def _rollout_rows_of(self, segments: Segments[th.Tensor], actions: th.Tensor, n_rows: int) -> RolloutBufferSamples:
