@@ -354,8 +354,8 @@ def markdown(results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]])
         lines.append(
             "Score: 0 is a random policy, 1 the published return of PPO at a million steps. IQM: interquartile mean over "
             "seeds and tasks, with 95 % intervals by stratified bootstrap (from three seeds on; with so few they are too "
-            "narrow). It leaves out the best and the worst quarter of the runs, which with four tasks may be all those of a "
-            "task: hence the mean as well. Only seeds that are finished on all tasks count."
+            "narrow). It leaves out the best and the worst quarter of the runs, which may be most of those of a task: hence "
+            "the mean as well. Only seeds that are finished on all tasks count."
         )
     else:
         lines.append("Not all tasks have reference scores: IQM is the interquartile mean of the raw returns.")

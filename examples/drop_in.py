@@ -19,7 +19,7 @@ arguments = parser.parse_args()
 # More threads slow such small networks down
 th.set_num_threads(1)
 
-# Short rollouts: the gain comes from many updates per step, each with fresh imagination
+# Short rollouts: the real data of each update come from the present policy. Large minibatches take less time
 settings = {"n_steps": 256, "batch_size": 256, "gamma": 0.99, "ent_coef": 0.01}
 env = VecNormalize(make_vec_env("Hopper-v5", seed=0), gamma=settings["gamma"])
 model = AGDPPO("MlpPolicy", env, seed=0, device="cpu", verbose=1, **settings)

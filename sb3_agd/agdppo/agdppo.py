@@ -80,7 +80,7 @@ class AGDPPO(PPO):
         Discrete, MultiDiscrete, MultiBinary; actions: Box, Discrete, MultiDiscrete, MultiBinary
     :param learning_rate: The learning rate, it can be a function
         of the current progress remaining (from 1 to 0)
-    :param n_steps: The number of steps to run for each environment per update
+    :param n_steps: The number of steps to run for each environment per rollout
         (i.e. rollout buffer size is n_steps * n_envs where n_envs is number of environment copies running in parallel)
     :param batch_size: Minibatch size, real and imagined rows together
     :param n_epochs: Number of epochs when optimizing the surrogate loss
@@ -142,9 +142,9 @@ class AGDPPO(PPO):
     :param termination_fn: The true rule of termination where it is known, in place of the learned one. It gets numpy
         arrays ``(observations, actions, next_observations)`` in raw units with one row per transition and returns
         one boolean per row
-    :param round_size: Real transitions per round. After a longer rollout, the policy is updated in several rounds, each with
-        its own part of the real transitions and with segments that the policy as it is then imagines in a world model that
-        is trained on
+    :param round_size: Real transitions per round, about. After a rollout of 1.5 times as many or more, the policy is updated
+        in several rounds, each with its own part of the real transitions and with segments that the policy as it is then
+        imagines in a world model that is trained on
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: If an argument is invalid or a space is not supported
     """
