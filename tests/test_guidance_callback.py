@@ -1,5 +1,6 @@
 """The callback: when the world model is fitted and used, with which settings, and what is logged."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,14 @@ def test_figures_of_imagination_are_not_logged_without_it() -> None:
 def test_tells_when_imagination_begins(capsys: pytest.CaptureFixture[str]) -> None:
     AGDPPO("MlpPolicy", "Pendulum-v1", verbose=1, **SMALL | {"world_model_warmup": 64}).learn(128)
     assert capsys.readouterr().out.count("Imagination begins after 64 steps") == 1
+
+
+@pytest.mark.parametrize(("predictable", "n_rollouts", "warns"), [(False, 25, True), (True, 25, False), (False, 10, False)])
+def test_imagination_that_has_nothing_to_do_with_reality_is_warned_of(predictable: bool, n_rollouts: int, warns: bool) -> None:
+    env = "Pendulum-v1" if predictable else ToyEnv(reward=lambda step: float(np.sin(step**2)))
+    model = AGDPPO("MlpPolicy", env, **SMALL | {"world_model_gradient_steps": 20})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.learn(n_rollouts * SMALL["n_steps"])
+    messages = [str(warning.message) for warning in caught if "not to be relied on" in str(warning.message)]
+    assert len(messages) == warns

@@ -414,6 +414,11 @@ def test_advantages_correlate_if_and_only_if_what_is_imagined_happens(monkeypatc
     ):
         monkeypatch.setattr(imagination.world_model, "predict", lambda *_, imagined=imagined: imagined)
         assert lowest < imagination.test()["advantage_correlation"].item() < highest
+    # Where all real advantages are the same, nothing can be said
+    imagination.model.policy.value_net.weight.data.zero_()
+    constant = replace(windows, rewards=th.ones_like(windows.rewards), terminations=th.zeros_like(windows.terminations))
+    monkeypatch.setattr(imagination.store, "windows", lambda *_: constant)
+    assert imagination.test()["advantage_correlation"].isnan()
 
 
 def test_guides_see_values_within_the_bound_in_the_unit_of_real_advantages() -> None:

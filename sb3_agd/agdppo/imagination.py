@@ -36,6 +36,8 @@ RETURN_HORIZONS = 5
 MAX_RETURN_STEPS = 10_000
 # Windows of the newest rollout that the world model is tested on before it sees them
 HELD_OUT_WINDOWS = 256
+# Advantages that differ less than this from their mean, in standard deviations of past rollouts, are all the same
+SAME_ADVANTAGE = 1e-4
 # Weight of the newest rollout in the running deviation of the advantage
 ADVANTAGE_STD_RATE = 0.1
 
@@ -264,8 +266,8 @@ class Imagination:
         Test the world model on windows of the newest rollout, which it was not trained on yet.
 
         :return: What :meth:`DiffusionWorldModel.compare` returns, and ``advantage_correlation``: that of the one-step
-            advantages along imagined and real segments with the same actions, by the present critic; 0 where they are
-            constant
+            advantages along imagined and real segments with the same actions, by the present critic; NaN where the real ones
+            are constant
         """
         streams, rows = self.store.starts_since(self.recorder.rollout_start)
         chosen = self.state.rng.integers(len(rows), size=min(HELD_OUT_WINDOWS, len(rows)))
@@ -275,7 +277,10 @@ class Imagination:
         kept = windows.mask & imagined.mask
         with th.no_grad():
             claimed, real = (self.critic.advantages(segments)[kept] for segments in (imagined, windows))
-        correlation = F.cosine_similarity(claimed - claimed.mean(), real - real.mean(), dim=0)
+        deviations = real - real.mean()
+        correlation = F.cosine_similarity(claimed - claimed.mean(), deviations, dim=0)
+        if not (deviations.abs() > SAME_ADVANTAGE).any():
+            correlation = th.full_like(correlation, math.nan)
         return {**self.world_model.compare(imagined, windows), "advantage_correlation": correlation}
 
     def fit(
