@@ -29,8 +29,8 @@ WARMUP_FITS = 5
 # would have 1, untrained networks have up to about 10
 MAX_LOSS = 100.0
 AFTER_DIVERGENCE = "Training goes on without imagined data where this happens. Consider a lower `world_model_learning_rate`."
-# Where imagined and real advantages correlate less than this, in the mean over so many rollouts, imagination does harm: on
-# Ant-v5, where PPO was better, it is 0.13, on the tasks where AGDPPO was better it is 0.4 to 1
+# Imagination is not to be relied on where imagined and real advantages correlate less than this, in the mean over so many
+# rollouts: on Ant-v5, where PPO was better, it is 0.13, on the tasks where AGDPPO was better it is 0.4 to 1
 MIN_CORRELATION = 0.25
 N_CORRELATIONS = 20
 # Settings that the world model is not built with, so that they may change during training
@@ -457,11 +457,11 @@ class GuidanceCallback(BaseCallback):
             except FloatingPointError as error:
                 self._warn_once("divergence", f"{error}. Its last good weights are restored. {AFTER_DIVERGENCE}")
                 return False
-        self.logger.record("agd/world_model_loss", losses["denoising_loss"])
+        loss = losses["denoising_loss"]
+        self.logger.record("agd/world_model_loss", loss)
         self.logger.record("agd/termination_loss", losses["termination_loss"])
-        diverged = losses["denoising_loss"] > MAX_LOSS
+        diverged = loss > MAX_LOSS
         if diverged:
-            loss = losses["denoising_loss"]
             self._warn_once("loss", f"The world model has diverged: its loss is {loss:.3g}. {AFTER_DIVERGENCE}")
         elif first and self.verbose >= 1:
             print(f"Imagination begins after {self.num_timesteps} steps")
