@@ -77,12 +77,20 @@ class Normalizer(nn.Module):
         """
         return values * self.scale + self.shift
 
+    @property
+    def bounds(self) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Lowest and highest standardised values: the observed range plus a margin. Far outside it nothing was learned.
+        Each of shape (dim,).
+        """
+        margin = RANGE_MARGIN * (self.high - self.low)
+        return self(self.low - margin), self(self.high + margin)
+
     def clamp(self, values: th.Tensor) -> th.Tensor:
         """
-        Keep standardised values within the observed range plus a margin: far outside it nothing was learned.
+        Keep standardised values within the bounds.
 
         :param values: Standardised, shape (..., dim)
         :return: Clamped values, same shape
         """
-        margin = RANGE_MARGIN * (self.high - self.low)
-        return th.clamp(values, self(self.low - margin), self(self.high + margin))
+        return th.clamp(values, *self.bounds)

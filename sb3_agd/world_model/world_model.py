@@ -395,15 +395,19 @@ class DiffusionWorldModel(nn.Module):
         if n_particles < 1 or len(observations) % n_particles > 0:
             raise ValueError(f"`n_particles` {n_particles} must divide the number of start states, {len(observations)}")
         start = self._inputs(observations)
-        states = observations[:, None].expand(-1, self.horizon + 1, -1)
         whole = slice(0, self.horizon)
         denoiser = self.ema_networks["denoiser"]
         taken = observations.new_empty(len(observations), self.horizon, self.action_dim)
         self._guidance_lengths = []
+        normalizer = self.observation_normalizer
+        low, high = normalizer.bounds
+        estimate: th.Tensor | None = None
+
+        def states() -> th.Tensor:
+            return self._raw_states(observations, estimate)
 
         def act(standardised: th.Tensor, steps: slice) -> th.Tensor:
-            normalizer = self.observation_normalizer
-            reached = normalizer.inverse(normalizer.clamp(standardised))
+            reached = normalizer.inverse(standardised.clamp(low, high))
             if steps.start == 0:
                 # Neither rounded nor clamped
                 reached[:, 0] = observations
@@ -411,17 +415,16 @@ class DiffusionWorldModel(nn.Module):
             return self.action_normalizer(taken[:, steps])
 
         def denoise(noisy: th.Tensor, time: float) -> th.Tensor:
-            nonlocal states
+            nonlocal estimate
             level = th.full((len(noisy),), time, device=noisy.device)
-            actions = act if asks_policy(denoiser) else self.action_normalizer(policy(states[:, :-1], whole))
-            clean = self._clamp(denoiser(noisy, level, start, actions))
-            states = self._raw_states(observations, clean)
-            return clean
+            actions = act if asks_policy(denoiser) else self.action_normalizer(policy(states()[:, :-1], whole))
+            estimate = self._clamp(denoiser(noisy, level, start, actions))
+            return estimate
 
         def guidance(clean: th.Tensor, weight: float) -> th.Tensor:
-            nonlocal states
+            nonlocal estimate
             assert guide is not None and critic is not None
-            actions = policy(states[:, :-1], whole)
+            actions = policy(states()[:, :-1], whole)
             with th.enable_grad():
                 leaf = clean.detach().requires_grad_()
                 objective = guide.checked_objective(self._estimated_segments(observations, leaf, actions), critic)
@@ -432,10 +435,9 @@ class DiffusionWorldModel(nn.Module):
                     )
                 (gradient,) = th.autograd.grad(objective.sum(), leaf)
             # The margin around the observed range is also the limit of what a guide may ask for
-            guided = self._clamp(clean + guidance_scale * weight * gradient)
-            self._guidance_lengths.append((guided - clean).flatten(1).norm(dim=1).mean())
-            states = self._raw_states(observations, guided)
-            return guided
+            estimate = self._clamp(clean + guidance_scale * weight * gradient)
+            self._guidance_lengths.append((estimate - clean).flatten(1).norm(dim=1).mean())
+            return estimate
 
         def draw(distribution: Callable[..., th.Tensor], *shape: int) -> th.Tensor:
             shape = (len(observations) // n_particles, *shape)
@@ -443,16 +445,16 @@ class DiffusionWorldModel(nn.Module):
 
         move = guidance if guide is not None and guidance_scale > 0 else None
         noise = draw(th.randn, self.horizon, self.observation_dim + 1)
-        clean = sample(self.path, denoise, noise, self.n_denoising_steps, generator, move, n_particles)
-        states = self._raw_states(observations, clean)
+        estimate = sample(self.path, denoise, noise, self.n_denoising_steps, generator, move, n_particles)
+        imagined = states()
         # The last pass along the segment led to these very states, and asked the policy there
-        actions = taken if asks_policy(denoiser) else policy(states[:, :-1], whole)
-        probabilities = self._termination_probabilities(states, actions)
+        actions = taken if asks_policy(denoiser) else policy(imagined[:, :-1], whole)
+        probabilities = self._termination_probabilities(imagined, actions)
         terminations = draw(th.rand, self.horizon) < probabilities
         return Segments(
-            observations=states,
+            observations=imagined,
             actions=actions,
-            rewards=self._raw_rewards(clean),
+            rewards=self._raw_rewards(estimate),
             terminations=terminations,
             mask=mask_after_termination(terminations),
         )
@@ -475,16 +477,19 @@ class DiffusionWorldModel(nn.Module):
         :param clean: Standardised next states and, last, rewards, shape (B, H, observation_dim + 1)
         :return: The same, within the observed range plus a margin
         """
-        states = self.observation_normalizer.clamp(clean[..., :-1])
-        rewards = self.reward_normalizer.clamp(clean[..., -1:])
-        return th.cat([states, rewards], dim=-1)
+        pairs = zip(self.observation_normalizer.bounds, self.reward_normalizer.bounds, strict=True)
+        low, high = (th.cat(pair) for pair in pairs)
+        return clean.clamp(low, high)
 
-    def _raw_states(self, start: th.Tensor, clean: th.Tensor) -> th.Tensor:
+    def _raw_states(self, start: th.Tensor, clean: th.Tensor | None) -> th.Tensor:
         """
         :param start: Start states in raw units, shape (B, observation_dim)
-        :param clean: Standardised next states and, last, rewards, shape (B, H, observation_dim + 1)
+        :param clean: Standardised next states and, last, rewards, shape (B, H, observation_dim + 1); ``None`` for an estimate
+            before there is any: the start state stays
         :return: States in raw units with the start state first, shape (B, H + 1, observation_dim)
         """
+        if clean is None:
+            return start[:, None].expand(-1, self.horizon + 1, -1)
         return th.cat([start[:, None], self.observation_normalizer.inverse(clean[..., :-1])], dim=1)
 
     def _raw_rewards(self, clean: th.Tensor) -> th.Tensor:
