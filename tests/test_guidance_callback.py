@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from environments import SMALL, ToyEnv
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO, SAC
@@ -199,12 +200,63 @@ def test_tells_when_imagination_begins(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out.count("Imagination begins after 64 steps") == 1
 
 
-@pytest.mark.parametrize(("predictable", "n_rollouts", "warns"), [(False, 25, True), (True, 25, False), (False, 10, False)])
-def test_imagination_that_has_nothing_to_do_with_reality_is_warned_of(predictable: bool, n_rollouts: int, warns: bool) -> None:
-    env = "Pendulum-v1" if predictable else ToyEnv(reward=lambda step: float(np.sin(step**2)))
-    model = AGDPPO("MlpPolicy", env, **SMALL | {"world_model_gradient_steps": 20})
+def learn_in_unpredictable_world(n_rollouts: int, **arguments: Any) -> tuple[AGDPPO, list[int], list[str]]:
+    """
+    :return: The agent, the number of imagined rows in the update after each rollout, and all warnings
+    """
+    recorder = KeptLog()
+    env = ToyEnv(reward=lambda step: float(np.sin(step**2)))
+    model = AGDPPO("MlpPolicy", **{"env": env} | SMALL | {"world_model_gradient_steps": 20} | arguments)
+    model.set_logger(Logger(None, [recorder]))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.learn(n_rollouts * SMALL["n_steps"])
-    messages = [str(warning.message) for warning in caught if "not to be relied on" in str(warning.message)]
-    assert len(messages) == warns
+    imagined = [row["agd/n_imagined"] for row in recorder.rows if "agd/n_imagined" in row]
+    return model, imagined, [str(warning.message) for warning in caught]
+
+
+def test_imagination_that_has_nothing_to_do_with_reality_pauses() -> None:
+    # The first rollout is not tested on: there is no world model yet
+    _, imagined, messages = learn_in_unpredictable_world(n_rollouts=24)
+    assert [n > 0 for n in imagined] == [True] * 20 + [False] * 4
+    assert sum("Imagination pauses" in message for message in messages) == 1
+
+
+@pytest.mark.parametrize("arguments", [{"min_advantage_correlation": -1}, {"env": "Pendulum-v1"}])
+def test_imagination_goes_on_where_it_is_reliable_or_must_not_pause(arguments: dict[str, Any]) -> None:
+    _, imagined, messages = learn_in_unpredictable_world(n_rollouts=24, **arguments)
+    assert all(n > 0 for n in imagined) and not any("Imagination pauses" in message for message in messages)
+
+
+def test_imagination_goes_on_once_it_is_reliable_again() -> None:
+    model, _, _ = learn_in_unpredictable_world(n_rollouts=24)
+    assert model.rollout_buffer.n_imagined == 0
+    model.imagination.state.correlations = (0.9,) * 20
+    model.learn(SMALL["n_steps"])
+    assert model.rollout_buffer.n_imagined > 0
+
+
+def test_a_paused_agent_is_still_paused_when_it_is_loaded(tmp_path: Path) -> None:
+    model, _, _ = learn_in_unpredictable_world(n_rollouts=24)
+    model.save(tmp_path / "agent")
+    loaded = AGDPPO.load(tmp_path / "agent", env=ToyEnv(reward=lambda step: float(np.sin(step**2))))
+    with pytest.warns(UserWarning, match="Imagination pauses"):
+        loaded.learn(SMALL["n_steps"])
+    assert loaded.rollout_buffer.n_imagined == 0
+
+
+@pytest.mark.filterwarnings("ignore:Imagination pauses")
+def test_a_pause_changes_nothing_else(tmp_path: Path) -> None:
+    """What follows a pause is PPO's update of the real transitions, while the world model goes on learning."""
+    model, _, _ = learn_in_unpredictable_world(n_rollouts=22)
+    model.save(tmp_path / "agent")
+    parameters = []
+    for synthetic_ratio in (model.synthetic_ratio, 0):
+        env = ToyEnv(reward=lambda step: float(np.sin(step**2)))
+        agent = AGDPPO.load(tmp_path / "agent", env=env, synthetic_ratio=synthetic_ratio, min_advantage_correlation=1)
+        n_updates = agent.world_model.n_updates.item()
+        agent.set_random_seed(0)
+        agent.learn(SMALL["n_steps"])
+        parameters.append([parameter.clone() for parameter in agent.policy.parameters()])
+        assert (agent.world_model.n_updates > n_updates) == (synthetic_ratio > 0)
+    assert all(th.equal(paused, without) for paused, without in zip(*parameters, strict=True))

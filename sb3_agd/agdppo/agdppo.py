@@ -126,6 +126,9 @@ class AGDPPO(PPO):
         progress remaining (from 1 to 0). While it is 0, the world model is not trained either
     :param real_data_ratio: Share of the real transitions in each epoch, at least: where there are fewer, they are repeated.
         What the world model does not predict, such as a rare fall, is in the real ones only
+    :param min_advantage_correlation: Imagination pauses while the advantages along imagined and along real segments with the
+        same actions correlate less than this, in the mean over the newest 20 rollouts: the policy learns from the real
+        transitions alone then, as with PPO. With -1 it never pauses
     :param n_denoising_steps: Number of calls of the denoiser per segment. With few, samples are close to the mean of the
         next-state distribution: use more in stochastic environments
     :param sampler: ``"flow"`` (flow matching, a handful of steps), ``"ddim"`` or ``"ddpm"`` (the paper's, with 128
@@ -182,6 +185,7 @@ class AGDPPO(PPO):
         horizon: int = 8,
         synthetic_ratio: float | Schedule = 8.0,
         real_data_ratio: float = 0.2,
+        min_advantage_correlation: float = 0.25,
         n_denoising_steps: int = 2,
         sampler: str = "flow",
         world_model_gradient_steps: int = 50,
@@ -235,6 +239,7 @@ class AGDPPO(PPO):
         self.horizon = horizon
         self.synthetic_ratio = synthetic_ratio
         self.real_data_ratio = real_data_ratio
+        self.min_advantage_correlation = min_advantage_correlation
         self.n_denoising_steps = n_denoising_steps
         self.sampler = sampler
         self.world_model_gradient_steps = world_model_gradient_steps

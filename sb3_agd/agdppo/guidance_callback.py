@@ -3,7 +3,6 @@
 import math
 import time
 import warnings
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,9 +28,7 @@ WARMUP_FITS = 5
 # would have 1, untrained networks have up to about 10
 MAX_LOSS = 100.0
 AFTER_DIVERGENCE = "Training goes on without imagined data where this happens. Consider a lower `world_model_learning_rate`."
-# Imagination is not to be relied on where imagined and real advantages correlate less than this, in the mean over so many
-# rollouts: on Ant-v5, where PPO was better, it is 0.13, on the tasks where AGDPPO was better it is 0.4 to 1
-MIN_CORRELATION = 0.25
+# Rollouts whose correlations decide whether imagination is to be relied on
 N_CORRELATIONS = 20
 # Settings that the world model is not built with, so that they may change during training
 CHANGEABLE = (
@@ -40,6 +37,7 @@ CHANGEABLE = (
     "n_particles",
     "synthetic_ratio",
     "real_data_ratio",
+    "min_advantage_correlation",
     "world_model_gradient_steps",
     "world_model_batch_size",
     "world_model_learning_rate",
@@ -113,6 +111,9 @@ class GuidanceCallback(BaseCallback):
         progress. With 0, the world model is not trained either
     :param real_data_ratio: Share of the real transitions in each epoch, at least: where there are fewer, they are repeated.
         What the world model does not predict, such as a rare fall, is in the real ones only
+    :param min_advantage_correlation: Imagination pauses while the advantages along imagined and along real segments with the
+        same actions correlate less than this, in the mean over the newest 20 rollouts: the policy learns from the real
+        transitions alone then. With -1 it never pauses
     :param n_denoising_steps: Number of calls of the denoiser per segment. With few, samples are close to the mean of the
         next-state distribution: use more in stochastic environments
     :param sampler: ``"flow"`` (flow matching), ``"ddim"`` or ``"ddpm"``
@@ -140,6 +141,7 @@ class GuidanceCallback(BaseCallback):
         horizon: int = 8,
         synthetic_ratio: float | Schedule = 8.0,
         real_data_ratio: float = 0.2,
+        min_advantage_correlation: float = 0.25,
         n_denoising_steps: int = 2,
         sampler: str = "flow",
         world_model_gradient_steps: int = 50,
@@ -163,8 +165,13 @@ class GuidanceCallback(BaseCallback):
         check_integer("world_model_warmup", world_model_warmup, 0)
         if not isinstance(real_data_ratio, (int, float, np.number)) or not 0 <= real_data_ratio < 1:
             raise ValueError(f"`real_data_ratio` must be a number of at least 0 and below 1, not {real_data_ratio!r}")
+        if not isinstance(min_advantage_correlation, (int, float, np.number)) or not -1 <= min_advantage_correlation <= 1:
+            raise ValueError(
+                f"`min_advantage_correlation` must be a number between -1 and 1, not {min_advantage_correlation!r}"
+            )
         self.n_particles = n_particles
         self.real_data_ratio = real_data_ratio
+        self.min_advantage_correlation = min_advantage_correlation
         self.world_model_gradient_steps = world_model_gradient_steps
         self.world_model_batch_size = world_model_batch_size
         self.world_model_warmup = world_model_warmup
@@ -191,8 +198,6 @@ class GuidanceCallback(BaseCallback):
         self._seconds = {"fit": 0.0, "imagine": 0.0}
         self._iteration_start = time.perf_counter()
         self._warned_of: set[str] = set()
-        # Of the advantages along imagined and real segments, in the newest rollouts
-        self._correlations: deque[float] = deque(maxlen=N_CORRELATIONS)
         # Stays true where training ends with an exception
         self._is_training = False
 
@@ -357,10 +362,11 @@ class GuidanceCallback(BaseCallback):
         """
         if self._n_rows == 0:
             return False
-        if imagination.store.holds(self.world_model_warmup):
-            return self._fit(imagination, self._progress_remaining)
         # A model loaded without its transitions imagines at once, but must not forget on a handful of new ones
-        return self.world_model.is_trained
+        usable = self.world_model.is_trained
+        if imagination.store.holds(self.world_model_warmup):
+            usable = self._fit(imagination, self._progress_remaining)
+        return usable and self._is_reliable(imagination)
 
     def _augment(self, imagination: Imagination, number: int) -> None:
         """
@@ -406,23 +412,25 @@ class GuidanceCallback(BaseCallback):
         known = {name: figure.item() for name, figure in figures.items() if not figure.isnan()}
         self._record(known)
         if "advantage_correlation" in known:
-            self._check_correlation(known["advantage_correlation"])
+            state = imagination.state
+            state.correlations = (*state.correlations, known["advantage_correlation"])[-N_CORRELATIONS:]
 
-    def _check_correlation(self, correlation: float) -> None:
+    def _is_reliable(self, imagination: Imagination) -> bool:
         """
-        Warn if imagination has had little to do with reality for some time.
-
-        :param correlation: Correlation of the advantages along imagined and real segments in the newest rollout
+        :param imagination: World model and data
+        :return: Whether imagination has had something to do with reality lately, or was not tested often enough to tell
         """
-        self._correlations.append(correlation)
-        mean = float(np.mean(self._correlations))
-        if len(self._correlations) == N_CORRELATIONS and mean < MIN_CORRELATION:
-            self._warn_once(
-                "correlation",
-                f"Imagination is not to be relied on: in the last {N_CORRELATIONS} rollouts, the correlation of advantages "
-                f"along imagined and real segments was {mean:.2f}. Consider a shorter `horizon` or a lower "
-                "`synthetic_ratio`, 0 to train without imagination.",
-            )
+        correlations = imagination.state.correlations
+        if len(correlations) < N_CORRELATIONS or np.mean(correlations) >= self.min_advantage_correlation:
+            return True
+        self._warn_once(
+            "correlation",
+            f"Imagination pauses: in the last {N_CORRELATIONS} rollouts, the correlation of advantages along imagined and "
+            f"real segments was {np.mean(correlations):.2f}, below `min_advantage_correlation`. Until it is higher, the "
+            "policy learns from real transitions alone, as with PPO. A shorter `horizon` or more "
+            "`world_model_gradient_steps` may help; `synthetic_ratio=0` saves the time for the world model.",
+        )
+        return False
 
     def _warn_once(self, kind: str, message: str) -> None:
         """

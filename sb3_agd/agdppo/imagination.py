@@ -63,6 +63,7 @@ class ImaginationState:
     :param value_range: Lowest and highest credible value, in the critic's units: it bounds the values and value targets of
         real and imagined rows, and those that guides see
     :param normalization: Normalisation that the agent was trained with: a model loaded without environment needs it
+    :param correlations: Correlations of the advantages along imagined and real segments in the newest rollouts
     """
 
     rng: np.random.Generator
@@ -70,6 +71,7 @@ class ImaginationState:
     critic_trust: float = 0.0
     value_range: tuple[float, float] = UNKNOWN_RANGE
     normalization: Normalization | None = None
+    correlations: tuple[float, ...] = ()
 
 
 class Imagination:
