@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 import torch as th
+from tqdm import tqdm
 
 from sb3_agd.agdppo import AGDPPO
 from sb3_agd.agdppo.policy import FixedNoisePolicy
@@ -151,10 +152,10 @@ class Laboratory:
             return Outcome(imagined, None, claimed, None, None)
         snapshots = [snapshot for snapshot in visit.snapshots for _ in range(SAMPLES)]
         real = self.simulator.replay(snapshots, imagined)
-        returns = [
-            self._monte_carlo(snapshot, actions)
-            for snapshot, actions in zip(snapshots, imagined.actions.cpu().numpy(), strict=True)
-        ]
+        trials = list(zip(snapshots, imagined.actions.cpu().numpy(), strict=True))
+        # The longest part. Shown on terminals only
+        bar = tqdm(trials, desc=f"Segments carried out, {'unguided' if guide is None else 'guided'}", disable=None)
+        returns = [self._monte_carlo(snapshot, actions) for snapshot, actions in bar]
         return Outcome(
             imagined,
             real,
