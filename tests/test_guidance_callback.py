@@ -200,13 +200,17 @@ def test_tells_when_imagination_begins(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out.count("Imagination begins after 64 steps") == 1
 
 
+def unpredictable_env() -> ToyEnv:
+    """A task whose rewards follow from a number of the step that no observation shows."""
+    return ToyEnv(reward=lambda step: float(np.sin(step**2)))
+
+
 def learn_in_unpredictable_world(n_rollouts: int, **arguments: Any) -> tuple[AGDPPO, list[int], list[str]]:
     """
     :return: The agent, the number of imagined rows in the update after each rollout, and all warnings
     """
     recorder = KeptLog()
-    env = ToyEnv(reward=lambda step: float(np.sin(step**2)))
-    model = AGDPPO("MlpPolicy", **{"env": env} | SMALL | {"world_model_gradient_steps": 20} | arguments)
+    model = AGDPPO("MlpPolicy", **{"env": unpredictable_env()} | SMALL | {"world_model_gradient_steps": 20} | arguments)
     model.set_logger(Logger(None, [recorder]))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -239,7 +243,7 @@ def test_imagination_goes_on_once_it_is_reliable_again() -> None:
 def test_a_paused_agent_is_still_paused_when_it_is_loaded(tmp_path: Path) -> None:
     model, _, _ = learn_in_unpredictable_world(n_rollouts=24)
     model.save(tmp_path / "agent")
-    loaded = AGDPPO.load(tmp_path / "agent", env=ToyEnv(reward=lambda step: float(np.sin(step**2))))
+    loaded = AGDPPO.load(tmp_path / "agent", env=unpredictable_env())
     with pytest.warns(UserWarning, match="Imagination pauses"):
         loaded.learn(SMALL["n_steps"])
     assert loaded.rollout_buffer.n_imagined == 0
@@ -252,8 +256,8 @@ def test_a_pause_changes_nothing_else(tmp_path: Path) -> None:
     model.save(tmp_path / "agent")
     parameters = []
     for synthetic_ratio in (model.synthetic_ratio, 0):
-        env = ToyEnv(reward=lambda step: float(np.sin(step**2)))
-        agent = AGDPPO.load(tmp_path / "agent", env=env, synthetic_ratio=synthetic_ratio, min_advantage_correlation=1)
+        settings = {"synthetic_ratio": synthetic_ratio, "min_advantage_correlation": 1}
+        agent = AGDPPO.load(tmp_path / "agent", env=unpredictable_env(), **settings)
         n_updates = agent.world_model.n_updates.item()
         agent.set_random_seed(0)
         agent.learn(SMALL["n_steps"])

@@ -399,15 +399,14 @@ class DiffusionWorldModel(nn.Module):
         denoiser = self.ema_networks["denoiser"]
         taken = observations.new_empty(len(observations), self.horizon, self.action_dim)
         self._guidance_lengths = []
-        normalizer = self.observation_normalizer
-        low, high = normalizer.bounds
         estimate: th.Tensor | None = None
 
         def states() -> th.Tensor:
             return self._raw_states(observations, estimate)
 
         def act(standardised: th.Tensor, steps: slice) -> th.Tensor:
-            reached = normalizer.inverse(standardised.clamp(low, high))
+            normalizer = self.observation_normalizer
+            reached = normalizer.inverse(normalizer.clamp(standardised))
             if steps.start == 0:
                 # Neither rounded nor clamped
                 reached[:, 0] = observations
