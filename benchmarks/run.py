@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -24,6 +24,7 @@ from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any
 
 import pandas as pd
@@ -40,6 +41,8 @@ CODE = ("sb3_agd", "hyperparams", "benchmarks/*.py", "benchmarks/suites", "setup
 LOG_LINES = 15
 # A run whose machine is lost is started again this many times on a cluster
 CLUSTER_RETRIES = 2
+# Seconds after which a signal is dealt with at the latest
+SIGNAL_DELAY = 1.0
 
 
 @dataclass(frozen=True)
@@ -171,18 +174,23 @@ def run_locally(runs: list[Run], jobs: int) -> Outcomes:
     :param jobs: Number of runs at a time
     :return: Each run with its outcome, as they come
     """
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         futures = {pool.submit(execute, run): run for run in runs}
-        try:
-            for future in as_completed(futures):
+        pending = set(futures)
+        while pending:
+            # A signal that reaches another thread, or this one just before it waits, does not end its waiting
+            done, pending = wait(pending, SIGNAL_DELAY, FIRST_COMPLETED)
+            for future in done:
                 yield futures[future], attempt(future.result)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            # Some may be about to start
-            while not all(future.done() for future in futures):
-                for process in list(RUNNING):
-                    end(process)
-                time.sleep(0.1)
+    finally:
+        shutdown = Thread(target=pool.shutdown, kwargs={"cancel_futures": True})
+        shutdown.start()
+        # Some may be about to start
+        while shutdown.is_alive():
+            for process in list(RUNNING):
+                end(process)
+            shutdown.join(0.1)
 
 
 def run_on_cluster(runs: list[Run], address: str | None) -> Outcomes:

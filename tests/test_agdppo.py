@@ -211,7 +211,7 @@ def test_a_corrupt_file_of_transitions_is_named_and_changes_nothing(tmp_path: Pa
 
 
 def test_warm_starts_from_a_ppo_file(tmp_path: Path) -> None:
-    ppo = PPO("MlpPolicy", "Pendulum-v1", policy_kwargs=SMALL["policy_kwargs"], n_steps=32).learn(32)
+    ppo = PPO("MlpPolicy", "Pendulum-v1", policy_kwargs=SMALL["policy_kwargs"], n_steps=32, device="cpu").learn(32)
     ppo.save(tmp_path / "ppo")
     with pytest.raises(ValueError, match="set_parameters"):
         AGDPPO.load(tmp_path / "ppo")

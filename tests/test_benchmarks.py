@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,51 @@ def test_interrupted_suite_leaves_no_process_behind(sent: signal.Signals, tmp_pa
     assert begun and suite.returncode != 0
     assert not any(process.exists() for process in begun), errors
     assert list((tmp_path / "mujoco-1m").iterdir()) == []
+
+
+@pytest.fixture
+def interrupt() -> Iterator[signal.Signals]:
+    """A signal that interrupts, other than those that pytest knows."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    yield signal.SIGUSR1
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("when", ["while runs are handed out", "in the thread of a run"])
+def test_an_interrupt_ends_the_runs_wherever_it_comes(
+    when: str, interrupt: signal.Signals, suite_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen] = []
+
+    def execute(_: Run) -> None:
+        process = subprocess.Popen(["sleep", "20"], start_new_session=True)
+        started.append(process)
+        run.RUNNING.add(process)
+        if when == "in the thread of a run":
+            # The main thread, which deals with it, goes on waiting
+            time.sleep(0.5)
+            signal.pthread_kill(threading.get_ident(), interrupt)
+        process.wait()
+        run.RUNNING.discard(process)
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, *arguments: Any) -> Any:
+            if when == "while runs are handed out" and started:
+                signal.raise_signal(interrupt)
+            future = super().submit(*arguments)
+            wait_for(lambda: started)
+            return future
+
+    monkeypatch.setattr(run, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(run, "execute", execute)
+    outcomes = run.run_locally(Suite.load(str(suite_file)).runs(), 1)
+    with pytest.raises(KeyboardInterrupt):
+        next(outcomes)
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
 
 
 def test_cluster_of_two_nodes_runs_a_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
