@@ -241,6 +241,7 @@ def test_warm_starts_from_a_ppo_file(tmp_path: Path) -> None:
         ("real_data_ratio", -0.1),
         ("real_data_ratio", "0.5"),
         ("min_advantage_correlation", -1.5),
+        ("min_advantage_correlation", 1.0),
         ("min_advantage_correlation", float("nan")),
         ("min_advantage_correlation", "0.5"),
         ("n_denoising_steps", 0),

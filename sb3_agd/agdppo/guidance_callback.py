@@ -20,7 +20,7 @@ from sb3_agd.agdppo.resuming import check_sees_each_step, drain
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.world_model import DiffusionWorldModel, Guide
 from sb3_agd.world_model.guides import GUIDES
-from sb3_agd.world_model.world_model import TerminationFn, check_arguments, check_can_move, check_integer
+from sb3_agd.world_model.world_model import TerminationFn, check_arguments, check_can_move, check_integer, check_number
 
 # The first fit takes this many times the updates of the later ones
 WARMUP_FITS = 5
@@ -163,12 +163,8 @@ class GuidanceCallback(BaseCallback):
         check_integer("world_model_gradient_steps", world_model_gradient_steps, 1)
         check_integer("world_model_batch_size", world_model_batch_size, 1)
         check_integer("world_model_warmup", world_model_warmup, 0)
-        if not isinstance(real_data_ratio, (int, float, np.number)) or not 0 <= real_data_ratio < 1:
-            raise ValueError(f"`real_data_ratio` must be a number of at least 0 and below 1, not {real_data_ratio!r}")
-        if not isinstance(min_advantage_correlation, (int, float, np.number)) or not -1 <= min_advantage_correlation <= 1:
-            raise ValueError(
-                f"`min_advantage_correlation` must be a number between -1 and 1, not {min_advantage_correlation!r}"
-            )
+        check_number("real_data_ratio", real_data_ratio, 0, below=1)
+        check_number("min_advantage_correlation", min_advantage_correlation, -1, below=1)
         self.n_particles = n_particles
         self.real_data_ratio = real_data_ratio
         self.min_advantage_correlation = min_advantage_correlation

@@ -46,6 +46,21 @@ def check_integer(name: str, value: Any, minimum: int) -> None:
         raise ValueError(f"`{name}` must be an integer of at least {minimum}, not {value!r}")
 
 
+def check_number(name: str, value: Any, minimum: float, below: float = math.inf) -> None:
+    """
+    :param name: Name of an argument
+    :param value: Its value
+    :param minimum: Its lowest valid value
+    :param below: What it must be lower than
+    :raises ValueError: If the value is not a number in this range
+    """
+    if not isinstance(value, (int, float, np.number)) or not minimum <= value < below:
+        expected = (
+            f"number of at least {minimum} and below {below}" if below < math.inf else f"finite number of at least {minimum}"
+        )
+        raise ValueError(f"`{name}` must be a {expected}, not {value!r}")
+
+
 def check_arguments(arguments: dict[str, Any]) -> None:
     """
     Check arguments of :class:`DiffusionWorldModel` before one is built. Those that are not given are not checked.
@@ -55,11 +70,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     """
     for name in ("horizon", "n_denoising_steps", "width", "depth"):
         check_integer(name, arguments.get(name, 1), 1)
-    ema_decay, learning_rate = arguments.get("ema_decay", 0.0), arguments.get("learning_rate", 0.0)
-    if not isinstance(ema_decay, (int, float, np.number)) or not 0 <= ema_decay < 1:
-        raise ValueError(f"`ema_decay` must be at least 0 and below 1, not {ema_decay!r}")
-    if not isinstance(learning_rate, (int, float, np.number)) or not 0 <= learning_rate < math.inf:
-        raise ValueError(f"`learning_rate` must be a finite number of at least 0, not {learning_rate!r}")
+    check_number("ema_decay", arguments.get("ema_decay", 0), 0, below=1)
+    check_number("learning_rate", arguments.get("learning_rate", 0), 0)
     network = arguments.get("network", nn.Module)
     denoiser = DENOISERS.get(network) if isinstance(network, str) else network
     if not (isinstance(denoiser, type) and issubclass(denoiser, nn.Module)):
@@ -386,8 +398,7 @@ class DiffusionWorldModel(nn.Module):
         :raises ValueError: If the scale is negative or not finite, a guide has no critic to consult or no denoising step to
             guide, or the number of start states is no multiple of that of particles
         """
-        if not isinstance(guidance_scale, (int, float, np.number)) or not 0 <= guidance_scale < math.inf:
-            raise ValueError(f"`guidance_scale` must be a finite number of at least 0, not {guidance_scale!r}")
+        check_number("guidance_scale", guidance_scale, 0)
         if guide is not None and critic is None:
             raise ValueError("`critic` must be given with a `guide`")
         if guide is not None and guidance_scale > 0:
