@@ -302,7 +302,7 @@ def plot_learning_curves(results: Results, styles: dict[str, dict], file: Path) 
         axes.set_ylabel("return of an episode")
         axes.grid(alpha=0.3)
     handles = [plt.Line2D([], [], **styles[variant]) for variant in results.variants]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 

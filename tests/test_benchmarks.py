@@ -483,6 +483,20 @@ def test_only_seeds_that_are_finished_on_all_tasks_count(results: report.Results
     assert returns["agdppo_eag"] == f"{17 + 0.74 * 2583:.5g} ± {0.01 * 2583:.4g}"
 
 
+def test_legend_fits_under_a_single_panel(suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("ppo", "agdppo_without_pause", "agdppo_reward", "ppo_same")
+    variants = "\n".join(f"  {name}: {{algorithm: ppo, n_seeds: 1}}" for name in names)
+    suite_file.write_text(SMALL.split("variants:")[0].replace(", Hopper-v5", "") + f"variants:\n{variants}\n")
+    monkeypatch.setattr(run, "execute", lambda _: outcome([0.0, 1.0]))
+    call(run, monkeypatch, suite_file, "--results", tmp_path)
+    figures: list[Any] = []
+    monkeypatch.setattr(report.plt, "close", figures.append)
+    styles = {name: {"label": name} for name in names}
+    report.plot_learning_curves(report.Results(Suite.load(str(suite_file)), tmp_path / "small"), styles, tmp_path / "a.png")
+    box = figures[0].legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figures[0].bbox.x1
+
+
 def test_report_without_results_says_how_to_make_them(
     suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
