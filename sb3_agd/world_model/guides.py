@@ -46,7 +46,8 @@ class Critic:
         :param segments: In raw units
         :return: Shape (B, H)
         """
-        values = self.values(segments.observations.flatten(0, 1)).view(segments.observations.shape[:2])
+        # Step by step: what a network has in between stays in the cache
+        values = th.stack([self.values(states) for states in segments.observations.unbind(1)], dim=1)
         rewards = self.rewards(segments.rewards).detach()
         continues = 1 - segments.terminations.detach().to(values)
         advantages = rewards + self.gamma * continues * values[:, 1:] - values[:, :-1]

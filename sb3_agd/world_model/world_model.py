@@ -415,9 +415,10 @@ class DiffusionWorldModel(nn.Module):
         def states() -> th.Tensor:
             return self._raw_states(observations, estimate)
 
+        low, high = self.observation_normalizer.bounds
+
         def act(standardised: th.Tensor, steps: slice) -> th.Tensor:
-            normalizer = self.observation_normalizer
-            reached = normalizer.inverse(normalizer.clamp(standardised))
+            reached = self.observation_normalizer.inverse(standardised.clamp(low, high))
             if steps.start == 0:
                 # Neither rounded nor clamped
                 reached[:, 0] = observations
@@ -538,10 +539,11 @@ class DiffusionWorldModel(nn.Module):
                     f"`termination_fn` must return one boolean per row, shape {(len(rows[0]),)}, not {outcome.shape}"
                 )
             return th.as_tensor(outcome, dtype=states.dtype, device=states.device).view(actions.shape[:2])
-        actions = self.action_normalizer(actions)
-        logits = self.ema_networks["termination"](self._inputs(before), actions, self._inputs(after))
         # What was never seen is not imagined: rare false alarms would cut the returns of endless tasks
-        return logits.sigmoid() * (self.n_terminations > 0)
+        if self.n_terminations.item() == 0:
+            return states.new_zeros(actions.shape[:2])
+        actions = self.action_normalizer(actions)
+        return self.ema_networks["termination"](self._inputs(before), actions, self._inputs(after)).sigmoid()
 
     def _on_device(self, segments: Segments[th.Tensor]) -> Segments[th.Tensor]:
         """
