@@ -762,7 +762,7 @@ def test_few_terminal_transitions_are_not_learned_by_heart() -> None:
     actions = th.zeros(len(known.states), 1)
     model.observe(known.states[:, 1], actions, actions.flatten(), known.terminations.flatten())
     model.fit(known, 1_000, 128, generator=seeded())
-    probabilities = model._termination_probabilities(new.states, th.zeros(len(new.states), 1, 1))
+    probabilities = model._termination_probabilities(new.states, th.zeros(len(new.states), 1, 1), may_end=True)
     targets = new.terminations.float()
     mere_rate = th.full_like(targets, targets.mean().item())
     cross_entropy = nn.functional.binary_cross_entropy
