@@ -762,7 +762,7 @@ def test_few_terminal_transitions_are_not_learned_by_heart() -> None:
     actions = th.zeros(len(known.states), 1)
     model.observe(known.states[:, 1], actions, actions.flatten(), known.terminations.flatten())
     model.fit(known, 1_000, 128, generator=seeded())
-    probabilities = model._termination_probabilities(new.states, th.zeros(len(new.states), 1, 1), may_end=True)
+    probabilities = model._termination_probabilities(new.states, th.zeros(len(new.states), 1, 1))
     targets = new.terminations.float()
     mere_rate = th.full_like(targets, targets.mean().item())
     cross_entropy = nn.functional.binary_cross_entropy
@@ -802,6 +802,14 @@ def test_no_termination_is_imagined_before_one_was_seen() -> None:
     imagined = model.imagine(th.zeros(500, OBSERVATION_DIM), linear_policy, generator=seeded())
     assert not imagined.terminations.any()
     assert imagined.mask.all()
+
+
+def test_a_loaded_model_imagines_the_terminations_of_the_saved_one() -> None:
+    model, other = fitted(Recording(by_chance)), fitted(Recording(never))
+    other.load_state_dict(model.state_dict())
+    start = th.randn(500, OBSERVATION_DIM, generator=seeded())
+    imagined, again = (one.imagine(start, linear_policy, generator=seeded(1)) for one in (model, other))
+    assert imagined.terminations.any() and th.equal(imagined.terminations, again.terminations)
 
 
 def test_user_given_rule_of_termination_replaces_the_model() -> None:

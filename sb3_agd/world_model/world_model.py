@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -186,6 +186,8 @@ class DiffusionWorldModel(nn.Module):
         self.reward_normalizer = Normalizer(1)
         # Float buffers: SB3 treats all saved parameters as floats
         self.register_buffer("n_terminations", th.zeros(()))
+        # Known without waiting for a GPU
+        self._may_end = termination_fn is not None
         self.register_buffer("n_updates", th.zeros(()))
         # Initialisation draws from the global stream, which belongs to the agent
         with seeded_global_stream(np.random.SeedSequence(seed).generate_state(1)[0].item(), th.device("cpu")):
@@ -236,6 +238,13 @@ class DiffusionWorldModel(nn.Module):
         self.action_normalizer.update(actions.to(self.device))
         self.reward_normalizer.update(rewards.to(self.device)[:, None])
         self.n_terminations += terminations.sum().to(self.n_terminations)
+        self._may_end = self._may_end or bool(terminations.any())
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """See :class:`torch.nn.Module`."""
+        outcome = super().load_state_dict(state_dict, *args, **kwargs)
+        self._may_end = self.termination_fn is not None or self.n_terminations.item() > 0
+        return outcome
 
     def _standardise(self, segments: Segments[th.Tensor]) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
@@ -416,8 +425,6 @@ class DiffusionWorldModel(nn.Module):
             return self._raw_states(observations, estimate)
 
         low, high = self.observation_normalizer.bounds
-        # Asked here once: on a GPU, that is to wait for it
-        may_end = self.termination_fn is not None or self.n_terminations.item() > 0
 
         def act(standardised: th.Tensor, steps: slice) -> th.Tensor:
             reached = self.observation_normalizer.inverse(standardised.clamp(low, high))
@@ -440,7 +447,7 @@ class DiffusionWorldModel(nn.Module):
             actions = policy(states()[:, :-1], whole)
             with th.enable_grad():
                 leaf = clean.detach().requires_grad_()
-                objective = guide.checked_objective(self._estimated_segments(observations, leaf, actions, may_end), critic)
+                objective = guide.checked_objective(self._estimated_segments(observations, leaf, actions), critic)
                 if not objective.requires_grad:
                     raise ValueError(
                         f"The objective of {type(guide).__name__} depends on neither observations nor rewards, so there is "
@@ -462,7 +469,7 @@ class DiffusionWorldModel(nn.Module):
         imagined = states()
         # The last pass along the segment led to these very states, and asked the policy there
         actions = taken if asks_policy(denoiser) else policy(imagined[:, :-1], whole)
-        probabilities = self._termination_probabilities(imagined, actions, may_end)
+        probabilities = self._termination_probabilities(imagined, actions)
         terminations = draw(th.rand, self.horizon) < probabilities
         return Segments(
             observations=imagined,
@@ -512,32 +519,28 @@ class DiffusionWorldModel(nn.Module):
         """
         return self.reward_normalizer.inverse(clean[..., -1:]).squeeze(-1)
 
-    def _estimated_segments(
-        self, start: th.Tensor, clean: th.Tensor, actions: th.Tensor, may_end: bool
-    ) -> Segments[th.Tensor]:
+    def _estimated_segments(self, start: th.Tensor, clean: th.Tensor, actions: th.Tensor) -> Segments[th.Tensor]:
         """
         Segments of a clean estimate as a guide sees them: the likelier outcome counts as the termination.
 
         :param start: Start states in raw units, shape (B, observation_dim)
         :param clean: Standardised next states and, last, rewards, shape (B, H, observation_dim + 1)
         :param actions: In raw units, shape (B, H, action_dim)
-        :param may_end: See :meth:`_termination_probabilities`
         :return: Segments in raw units, differentiable in the clean estimate
         """
         states = self._raw_states(start, clean)
-        terminations = self._termination_probabilities(states.detach(), actions, may_end) > 0.5
+        terminations = self._termination_probabilities(states.detach(), actions) > 0.5
         return Segments(states, actions, self._raw_rewards(clean), terminations, mask_after_termination(terminations))
 
     @th.no_grad()
-    def _termination_probabilities(self, states: th.Tensor, actions: th.Tensor, may_end: bool) -> th.Tensor:
+    def _termination_probabilities(self, states: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
         :param states: In raw units, shape (B, H + 1, observation_dim)
         :param actions: In raw units, shape (B, H, action_dim)
-        :param may_end: Whether there is a rule of termination, or an episode has ever ended in a terminal state. What was
-            never seen is not imagined: rare false alarms would cut the returns of endless tasks
         :return: Probability that each transition is terminal, shape (B, H)
         """
-        if not may_end:
+        # What was never seen is not imagined: rare false alarms would cut the returns of endless tasks
+        if not self._may_end:
             return states.new_zeros(actions.shape[:2])
         before, after = states[:, :-1], states[:, 1:]
         if self.termination_fn is not None:
