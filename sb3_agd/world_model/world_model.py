@@ -186,9 +186,9 @@ class DiffusionWorldModel(nn.Module):
         self.reward_normalizer = Normalizer(1)
         # Float buffers: SB3 treats all saved parameters as floats
         self.register_buffer("n_terminations", th.zeros(()))
-        # Known without waiting for a GPU
-        self._may_end = termination_fn is not None
         self.register_buffer("n_updates", th.zeros(()))
+        # Whether `n_terminations` is positive, or a rule is known: to ask the buffer is to wait for a GPU
+        self._may_end = termination_fn is not None
         # Initialisation draws from the global stream, which belongs to the agent
         with seeded_global_stream(np.random.SeedSequence(seed).generate_state(1)[0].item(), th.device("cpu")):
             self.networks = nn.ModuleDict(
@@ -419,15 +419,16 @@ class DiffusionWorldModel(nn.Module):
         denoiser = self.ema_networks["denoiser"]
         taken = observations.new_empty(len(observations), self.horizon, self.action_dim)
         self._guidance_lengths = []
+        normalizer = self.observation_normalizer
+        # Once for all states, in place of `normalizer.clamp` for each
+        low, high = normalizer.bounds
         estimate: th.Tensor | None = None
 
         def states() -> th.Tensor:
             return self._raw_states(observations, estimate)
 
-        low, high = self.observation_normalizer.bounds
-
         def act(standardised: th.Tensor, steps: slice) -> th.Tensor:
-            reached = self.observation_normalizer.inverse(standardised.clamp(low, high))
+            reached = normalizer.inverse(standardised.clamp(low, high))
             if steps.start == 0:
                 # Neither rounded nor clamped
                 reached[:, 0] = observations
