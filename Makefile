@@ -35,8 +35,7 @@ $(OLDEST)/installed: setup.py constraints.txt constraints-oldest.txt
 
 # A smoke run: train, save, load, imagine
 oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest tests/test_versions.py tests/test_drop_in.py tests/test_agdppo.py \
-		tests/test_guidance_callback.py tests/test_imagination.py tests/test_policy.py tests/test_recorder.py tests/test_returns.py \
+	$(OLDEST)/bin/python -m pytest tests/test_versions.py tests/agdppo tests/experience/test_recorder.py \
 		--numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)

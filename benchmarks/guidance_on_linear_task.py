@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sb3_agd.world_model import Critic, DiffusionWorldModel, Guide, Segments
-from sb3_agd.world_model.guides import GUIDES, select_particles
+from sb3_agd.world_model.guides import GUIDES, select_candidates
 
 HORIZON = 8
 EPISODES, EPISODE_LENGTH = 100, 200
@@ -218,7 +218,7 @@ def imagine(
     guide: Guide | None,
     critic: Critic,
     scale: float,
-    n_particles: int,
+    n_candidates: int,
 ) -> Segments[th.Tensor]:
     """
     :param task: The task
@@ -227,16 +227,16 @@ def imagine(
     :param guide: The guide, ``None`` for none
     :param critic: The critic
     :param scale: Strength of the guidance
-    :param n_particles: Candidates for each segment; with 1, the guide moves the states instead
+    :param n_candidates: Candidates for each segment; with 1, the guide moves the states instead
     :return: Imagined segments
     """
     generator = th.Generator().manual_seed(1)
-    candidates = starts.repeat_interleave(n_particles, dim=0)
+    candidates = starts.repeat_interleave(n_candidates, dim=0)
     policy = task.policy(len(candidates), HORIZON, generator)
-    if guide is None or n_particles == 1:
+    if guide is None or n_candidates == 1:
         return model.imagine(candidates, policy, guide, critic, scale, generator)
-    segments = model.imagine(candidates, policy, generator=generator, n_particles=n_particles)
-    chosen = select_particles(guide.objective(segments, critic), n_particles, scale, generator)
+    segments = model.imagine(candidates, policy, generator=generator, n_candidates=n_candidates)
+    chosen = select_candidates(guide.objective(segments, critic), n_candidates, scale, generator)
     return segments.map(lambda array: array[chosen])
 
 
@@ -255,16 +255,16 @@ def measure(task: LinearTask, scales: tuple[float, ...] = SCALES, particles: tup
     unit = task.advantages(recording.states[:, :-1], recording.actions).std().item()
     critic = Critic(task.values, lambda rewards: rewards, task.gamma, unit)
     kinds: list[tuple[str, int, float]] = [("none", 1, 0.0)]
-    kinds += [(name, n_particles, scale) for name in GUIDES for n_particles in particles for scale in scales]
-    for name, n_particles, scale in kinds:
+    kinds += [(name, n_candidates, scale) for name in GUIDES for n_candidates in particles for scale in scales]
+    for name, n_candidates, scale in kinds:
         guide = None if name == "none" else GUIDES[name]()
-        segments = imagine(task, model, starts, guide, critic, scale, n_particles)
+        segments = imagine(task, model, starts, guide, critic, scale, n_candidates)
         states, following = segments.observations[:, :-1], segments.observations[:, 1:]
         off = (following - task.expected(states, segments.actions)) / spread
         yield {
             "noise": task.noise,
             "guidance": name,
-            "particles": n_particles,
+            "particles": n_candidates,
             "scale": scale,
             "claimed": critic.advantages(segments).mean().item(),
             "true": task.advantages(states, segments.actions).mean().item() / unit,

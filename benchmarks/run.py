@@ -31,7 +31,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from benchmarks.suite import RESULTS, Run, Suite, is_complete
-from sb3_agd.agdppo.files import replaced_file
+from sb3_agd.checkpoint.save_util import replaced_file
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("sb3_agd", "stable_baselines3", "sb3_contrib", "rl_zoo3", "gymnasium", "mujoco", "torch", "numpy")

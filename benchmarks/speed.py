@@ -28,7 +28,7 @@ from benchmarks.run import commit, processor
 from benchmarks.settings import algorithm_arguments, load_settings, make_environment
 from benchmarks.suite import RESULTS
 from sb3_agd import AGDPPO, AugmentedRolloutBuffer
-from sb3_agd.agdppo.trajectory_store import ARRAYS, TrajectoryStore, WindowSource
+from sb3_agd.experience.replay_buffer import ARRAYS, ReplayBuffer, ReplaySegmentSource
 from sb3_agd.world_model.guides import SigmoidAdvantageGuide
 
 Algorithm = TypeVar("Algorithm", bound=PPO)
@@ -39,7 +39,7 @@ REPETITIONS = 7
 PAPER: dict[str, Any] = {
     "sampler": "ddpm",
     "n_denoising_steps": 128,
-    "n_particles": 1,
+    "n_candidates": 1,
     "horizon": 10,
     "world_model_kwargs": {"network": "mlp", "width": 1024, "depth": 6},
 }
@@ -107,16 +107,16 @@ def imagination_task(agent: AGDPPO, n_segments: int) -> Callable[[], Any]:
     :return: What is timed: guided imagination
     """
     imagination = agent.imagination
-    streams, rows = imagination.store.recent_starts(len(imagination.store))
+    env_indices, rows = imagination.replay_buffer.recent_transitions(len(imagination.replay_buffer))
     chosen = np.random.default_rng(0).integers(len(rows), size=n_segments)
-    streams, rows = streams[chosen], rows[chosen]
-    starts = th.as_tensor(imagination.store.observations[streams, rows], device=agent.device)
+    env_indices, rows = env_indices[chosen], rows[chosen]
+    starts = th.as_tensor(imagination.replay_buffer.observations[env_indices, rows], device=agent.device)
     generator = imagination.generator(0)
-    scale = 1.0 if agent.n_particles > 1 else 0.3
-    return lambda: imagination.imagine(starts, SigmoidAdvantageGuide(), scale, agent.n_particles, generator)
+    scale = 1.0 if agent.n_candidates > 1 else 0.3
+    return lambda: imagination.imagine(starts, SigmoidAdvantageGuide(), scale, agent.n_candidates, generator)
 
 
-def fit_task(agent: AGDPPO, store: TrajectoryStore) -> Callable[[], Any]:
+def fit_task(agent: AGDPPO, store: ReplayBuffer) -> Callable[[], Any]:
     """
     :param agent: The agent
     :param store: Training data
@@ -125,13 +125,13 @@ def fit_task(agent: AGDPPO, store: TrajectoryStore) -> Callable[[], Any]:
     generator, rng = agent.imagination.generator(0), np.random.default_rng(0)
 
     def fit() -> None:
-        source = WindowSource(store, agent.horizon, RECENT, rng)
+        source = ReplaySegmentSource(store, agent.horizon, RECENT, rng)
         agent.world_model.fit(source, UPDATES, agent.world_model_batch_size, generator=generator)
 
     return fit
 
 
-def filled_store(n_transitions: int, observation_dim: int, action_dim: int) -> TrajectoryStore:
+def filled_store(n_transitions: int, observation_dim: int, action_dim: int) -> ReplayBuffer:
     """
     :param n_transitions: Number of transitions
     :param observation_dim: Length of an observation
@@ -139,7 +139,7 @@ def filled_store(n_transitions: int, observation_dim: int, action_dim: int) -> T
     :return: A store with that many transitions, in episodes of 1000
     """
     rng = np.random.default_rng(0)
-    store = TrajectoryStore(max(STORE_SIZES) + 2, 1, observation_dim, action_dim)
+    store = ReplayBuffer(max(STORE_SIZES) + 2, 1, observation_dim, action_dim)
     observations = rng.normal(size=(1001, 1, observation_dim)).astype(np.float32)
     actions = rng.normal(size=(1000, 1, action_dim)).astype(np.float32)
     never, always = np.zeros(1, dtype=bool), np.ones(1, dtype=bool)
@@ -262,12 +262,12 @@ def main() -> None:
 
     matmul_rate = 2 * MATMUL_SIZE**3 / seconds["matmul"]
     small, large = (seconds[f"fit_{n}"] / UPDATES for n in STORE_SIZES)
-    rates = {name: n * imaginer.horizon * imaginer.n_particles / seconds[name] for name, (imaginer, n) in imaginers.items()}
+    rates = {name: n * imaginer.horizon * imaginer.n_candidates / seconds[name] for name, (imaginer, n) in imaginers.items()}
     store = stores[max(STORE_SIZES)]
     n_rows = store.position.max() + 1
     stored_bytes = sum(getattr(store, name)[:, :n_rows].nbytes for name in ARRAYS) / len(store)
     # The candidates are imagined, and an unguided segment for each group of them
-    learned = rates["imagine"] / (agent.n_particles + 1)
+    learned = rates["imagine"] / (agent.n_candidates + 1)
     figures: dict[str, Any] = {
         "imagined transitions per second": rates["imagine"],
         "transitions to learn from, per second": learned,

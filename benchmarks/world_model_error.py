@@ -5,7 +5,7 @@ How far the world model's segments stray from the simulator, given the true acti
 
 Data: turns of 2,000 steps, uniformly random and by a PPO agent that was trained for 20,000 steps and acts
 stochastically, in turn. The last turn is held out. Errors are root mean squared errors of the states after each
-step, in standard deviations of the observations, beside the error of the forecast "nothing changes".
+step, in standard deviations of the observations, beside the error of the forecast "persistence".
 """
 
 import argparse
@@ -21,7 +21,7 @@ from rich.table import Table
 from stable_baselines3 import PPO
 
 from sb3_agd import DiffusionWorldModel
-from sb3_agd.agdppo.trajectory_store import TrajectoryStore, WindowSource
+from sb3_agd.experience.replay_buffer import ReplayBuffer, ReplaySegmentSource
 
 N_TURNS = 10
 TURN_STEPS = 2_000
@@ -30,7 +30,7 @@ HORIZON = 8
 PPO_STEPS = 20_000
 
 
-def collect(env_id: str, seed: int) -> tuple[TrajectoryStore, TrajectoryStore]:
+def collect(env_id: str, seed: int) -> tuple[ReplayBuffer, ReplayBuffer]:
     """
     :param env_id: Task with continuous observations and actions
     :param seed: Seed of the agent and of the environment
@@ -41,7 +41,7 @@ def collect(env_id: str, seed: int) -> tuple[TrajectoryStore, TrajectoryStore]:
     env.action_space.seed(seed)
     assert isinstance(env.action_space, gym.spaces.Box) and env.observation_space.shape is not None
     dims = (env.observation_space.shape[0], env.action_space.shape[0])
-    stores = (TrajectoryStore(2 * N_TURNS * TURN_STEPS, 1, *dims), TrajectoryStore(2 * TURN_STEPS, 1, *dims))
+    stores = (ReplayBuffer(2 * N_TURNS * TURN_STEPS, 1, *dims), ReplayBuffer(2 * TURN_STEPS, 1, *dims))
     for turn in range(N_TURNS):
         store = stores[turn == N_TURNS - 1]
         observation, _ = env.reset(seed=seed + turn)
@@ -61,27 +61,27 @@ def fit_and_test(env_id: str, arguments: argparse.Namespace) -> dict[str, list[f
     """
     :param env_id: Task
     :param arguments: Command line
-    :return: Errors per step of the model and of "nothing changes"; milliseconds per update, one entry
+    :return: Errors per step of the model and of "persistence"; milliseconds per update, one entry
     """
     training, held_out = collect(env_id, arguments.seed)
     rng = np.random.default_rng(arguments.seed)
     model = DiffusionWorldModel(training.observation_dim, training.action_dim, HORIZON, seed=arguments.seed)
-    everything = training.windows(*training.recent_starts(training.n_rows), horizon=1)
+    everything = training.segments(*training.recent_transitions(training.n_rows), horizon=1)
     columns = (everything.observations[:, 1], everything.actions[:, 0], everything.rewards[:, 0])
     model.observe(*columns, everything.terminations[:, 0])
     generator = th.Generator().manual_seed(arguments.seed)
     start = time.perf_counter()
     model.fit(
-        WindowSource(training, model.horizon, N_TURNS * TURN_STEPS, rng),
+        ReplaySegmentSource(training, model.horizon, N_TURNS * TURN_STEPS, rng),
         arguments.updates,
         arguments.batch_size,
         generator=generator,
     )
     duration = time.perf_counter() - start
-    errors = model.prediction_error(held_out.windows(*held_out.recent_starts(held_out.n_rows), model.horizon), generator)
+    errors = model.prediction_error(held_out.segments(*held_out.recent_transitions(held_out.n_rows), model.horizon), generator)
     return {
         "states": errors["states"].tolist(),
-        "nothing_changes": errors["nothing_changes"].tolist(),
+        "persistence": errors["persistence"].tolist(),
         "milliseconds_per_update": [1000 * duration / arguments.updates],
     }
 
@@ -99,9 +99,9 @@ def main() -> None:
     results = {env_id: fit_and_test(env_id, arguments) for env_id in arguments.envs}
     for env_id, errors in results.items():
         table = Table(title=f"{env_id}, {arguments.updates:,} updates, seed {arguments.seed}")
-        for column in ("step", "world model", "nothing changes"):
+        for column in ("step", "world model", "persistence"):
             table.add_column(column, justify="right")
-        for step, (states, baseline) in enumerate(zip(errors["states"], errors["nothing_changes"], strict=True), 1):
+        for step, (states, baseline) in enumerate(zip(errors["states"], errors["persistence"], strict=True), 1):
             table.add_row(str(step), f"{states:.3f}", f"{baseline:.3f}")
         Console().print(table, f"{errors['milliseconds_per_update'][0]:.1f} ms per update")
     if arguments.output is not None:

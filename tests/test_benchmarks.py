@@ -20,12 +20,12 @@ import pandas as pd
 import pytest
 import ray
 import torch as th
+from processes import PATIENCE, wait_for
 from ray.cluster_utils import Cluster
 from rliable.metrics import aggregate_iqm, probability_of_improvement
 from scipy.stats import trim_mean
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
-from test_zoo_commands import PATIENCE, wait_for
 
 from benchmarks import guidance_on_linear_task, report, run
 from benchmarks.evaluation import TimedEvaluation

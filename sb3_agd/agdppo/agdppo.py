@@ -20,13 +20,13 @@ from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_agd.agdppo.files import FILE_FORMAT, explain_misfit, newer_format, replaced_file
-from sb3_agd.agdppo.guidance_callback import GuidanceCallback, make_guide, make_schedule
+from sb3_agd.agdppo.callback import GuidanceCallback, make_guide, make_schedule
 from sb3_agd.agdppo.imagination import Imagination, ImaginationState
-from sb3_agd.agdppo.resuming import ResumeCallback, RunState, drain
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
-from sb3_agd.agdppo.spaces import make_codec
-from sb3_agd.agdppo.trajectory_store import TrajectoryStore
+from sb3_agd.checkpoint.resume import ResumeCallback, RunState, discard_stale_replies
+from sb3_agd.checkpoint.save_util import FILE_FORMAT, explain_misfit, newer_format, replaced_file
+from sb3_agd.experience.replay_buffer import ReplayBuffer
+from sb3_agd.experience.space_codecs import make_codec
 from sb3_agd.world_model import DiffusionWorldModel, Guide, Segments
 from sb3_agd.world_model.world_model import TerminationFn, check_integer
 
@@ -47,7 +47,7 @@ class FollowingGuidanceCallback(GuidanceCallback):
 
     @property
     def n_rounds(self) -> int:
-        return max(1, round(self._buffer.buffer_size * self._buffer.n_envs / self.model.round_size))
+        return max(1, round(self._buffer.buffer_size * self._buffer.n_envs / self.model.real_steps_per_update))
 
     def further_rounds(self) -> Iterator[int]:
         """
@@ -116,7 +116,7 @@ class AGDPPO(PPO):
         ``exp(guidance_scale * objective)``. In training it is multiplied by the explained variance of the critic, so
         that a critic that knows nothing guides nothing. It can be a function of the current progress remaining (from 1
         to 0)
-    :param n_particles: Candidate segments for each real start state. With more than 1, the guide draws one of them, with a
+    :param n_candidates: Candidate segments for each real start state. With more than 1, the guide draws one of them, with a
         probability that grows with its objective. In training, a second segment is imagined without guidance from a random
         state along it, and only that one is learned from. With 1, the guide moves the imagined states along the gradient of
         its objective, and these segments are learned from, as in the paper
@@ -138,14 +138,14 @@ class AGDPPO(PPO):
     :param world_model_learning_rate: Learning rate of the world model. It can be a function of the current progress
         remaining (from 1 to 0)
     :param world_model_warmup: Real transitions before the world model is first fitted and used
-    :param world_model_buffer_size: Rows for the real transitions that the world model is trained on, one for each and
+    :param buffer_size: Rows for the real transitions that the world model is trained on, one for each and
         one for the last state of each episode; the oldest are overwritten
     :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``, ``width``, ``depth``,
         ``ema_decay``)
     :param termination_fn: The true rule of termination where it is known, in place of the learned one. It gets numpy
         arrays ``(observations, actions, next_observations)`` in raw units with one row per transition and returns
         one boolean per row
-    :param round_size: Real transitions per round, about. After a rollout of 1.5 times as many or more, the policy is updated
+    :param real_steps_per_update: Real transitions per round, about. After a rollout of 1.5 times as many or more, the policy is updated
         in several rounds, each with its own part of the real transitions and with segments that the policy as it is then
         imagines in a world model that is trained on
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
@@ -181,7 +181,7 @@ class AGDPPO(PPO):
         device: th.device | str = "auto",
         guidance: str | Guide = "sag",
         guidance_scale: float | Schedule = 1.0,
-        n_particles: int = 4,
+        n_candidates: int = 4,
         horizon: int = 8,
         synthetic_ratio: float | Schedule = 8.0,
         real_data_ratio: float = 0.2,
@@ -192,10 +192,10 @@ class AGDPPO(PPO):
         world_model_batch_size: int = 128,
         world_model_learning_rate: float | Schedule = 3e-3,
         world_model_warmup: int = 1000,
-        world_model_buffer_size: int = 1_000_000,
+        buffer_size: int = 1_000_000,
         world_model_kwargs: dict[str, Any] | None = None,
         termination_fn: TerminationFn | None = None,
-        round_size: int = 256,
+        real_steps_per_update: int = 256,
         _init_setup_model: bool = True,
     ):
         with warnings.catch_warnings(record=True) as caught:
@@ -235,7 +235,7 @@ class AGDPPO(PPO):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         self.guidance = guidance
         self.guidance_scale = guidance_scale
-        self.n_particles = n_particles
+        self.n_candidates = n_candidates
         self.horizon = horizon
         self.synthetic_ratio = synthetic_ratio
         self.real_data_ratio = real_data_ratio
@@ -246,10 +246,10 @@ class AGDPPO(PPO):
         self.world_model_batch_size = world_model_batch_size
         self.world_model_learning_rate = world_model_learning_rate
         self.world_model_warmup = world_model_warmup
-        self.world_model_buffer_size = world_model_buffer_size
+        self.buffer_size = buffer_size
         self.world_model_kwargs = world_model_kwargs
         self.termination_fn = termination_fn
-        self.round_size = round_size
+        self.real_steps_per_update = real_steps_per_update
         # Only during training
         self._guidance_callback: FollowingGuidanceCallback | None = None
         self._imagination_state: ImaginationState | None = None
@@ -286,7 +286,7 @@ class AGDPPO(PPO):
         :return: A callback with the present values of all settings
         :raises ValueError: If a setting is invalid
         """
-        check_integer("round_size", self.round_size, 1)
+        check_integer("real_steps_per_update", self.real_steps_per_update, 1)
         return FollowingGuidanceCallback(**{name: getattr(self, name) for name in SETTINGS}, verbose=self.verbose)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
@@ -323,7 +323,7 @@ class AGDPPO(PPO):
             # A model was loaded into new environments without a reset, and is no checkpoint with their state
             self._last_obs = None
         if self._last_obs is None:
-            drain(self.env)
+            discard_stale_replies(self.env)
         self.imagination.recorder.keep_statistics()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
@@ -335,7 +335,7 @@ class AGDPPO(PPO):
         except BaseException:
             # The environments may have taken a step that nobody took note of: the next training resets them, unless they are
             # closed before
-            drain(env)
+            discard_stale_replies(env)
             self._last_obs = None
             self.imagination.recorder.begin_episodes()
             raise
@@ -407,9 +407,9 @@ class AGDPPO(PPO):
         return self.imagination.world_model
 
     @property
-    def replay_buffer(self) -> TrajectoryStore:
+    def replay_buffer(self) -> ReplayBuffer:
         """The real transitions that the world model is trained on."""
-        return self.imagination.store
+        return self.imagination.replay_buffer
 
     def imagine(
         self,
@@ -419,7 +419,7 @@ class AGDPPO(PPO):
         seed: int | None = None,
     ) -> Segments[np.ndarray]:
         """
-        Imagine one segment from each of the given states with the current policy. With ``n_particles`` above 1, training takes
+        Imagine one segment from each of the given states with the current policy. With ``n_candidates`` above 1, training takes
         start states from guided segments and learns from unguided ones (``guidance="none"``).
 
         :param observations: Observations as the environment gives them, not as ``VecNormalize`` does, shape
@@ -453,7 +453,7 @@ class AGDPPO(PPO):
         self.imagination.check_trained()
         generator = self.imagination.generator(seed)
         progress_remaining = max(0.0, self._current_progress_remaining)
-        segments, _ = self.imagination.imagine(starts, guide, scale(progress_remaining), self.n_particles, generator)
+        segments, _ = self.imagination.imagine(starts, guide, scale(progress_remaining), self.n_candidates, generator)
         states = codec.elements(segments.observations)
         states[:, 0] = observations.reshape(len(observations), -1)
         actions = action_codec.elements(segments.actions)

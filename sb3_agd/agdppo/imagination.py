@@ -13,16 +13,16 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 from torch.nn import functional as F
 
-from sb3_agd.agdppo.normalization import Normalization, normalizing_wrapper
-from sb3_agd.agdppo.policy import Agent, FixedNoisePolicy, check_distribution
-from sb3_agd.agdppo.random_streams import seed_of_global_streams
-from sb3_agd.agdppo.recorder import Recorder
-from sb3_agd.agdppo.returns import UNKNOWN_RANGE, credible_range, generalized_advantages, real_advantages
+from sb3_agd.agdppo.policy_adapter import FixedNoisePolicy, PolicyAdapter, check_distribution
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
-from sb3_agd.agdppo.spaces import make_codec
-from sb3_agd.agdppo.trajectory_store import TrajectoryStore, WindowSource
+from sb3_agd.agdppo.value_bounds import UNKNOWN_RANGE, credible_range, generalized_advantages, real_advantages
+from sb3_agd.checkpoint.random_streams import seed_of_global_streams
+from sb3_agd.experience.recorder import TransitionRecorder
+from sb3_agd.experience.replay_buffer import ReplayBuffer, ReplaySegmentSource
+from sb3_agd.experience.space_codecs import make_codec
+from sb3_agd.experience.vec_normalize import Normalization, normalizing_wrapper
 from sb3_agd.world_model import Critic, DiffusionWorldModel, Guide, Segments
-from sb3_agd.world_model.guides import select_particles
+from sb3_agd.world_model.guides import select_candidates
 
 # Imagination starts from states among this many newest rows of the store: older ones come from policies that are no more
 RECENT_ROWS = 20_000
@@ -35,21 +35,21 @@ MIN_RETURN_TRANSITIONS = 2_000
 RETURN_HORIZONS = 5
 MAX_RETURN_STEPS = 10_000
 # Windows of the newest rollout that the world model is tested on before it sees them
-HELD_OUT_WINDOWS = 256
+HELD_OUT_SEGMENTS = 256
 # Advantages that differ less than this from their mean, in standard deviations of past rollouts, are all the same
 SAME_ADVANTAGE = 1e-4
 # Weight of the newest rollout in the running deviation of the advantage
 ADVANTAGE_STD_RATE = 0.1
 
 
-def chooses(guide: Guide | None, guidance_scale: float, n_particles: int) -> bool:
+def chooses(guide: Guide | None, guidance_scale: float, n_candidates: int) -> bool:
     """
     :param guide: The guide, ``None`` for none
     :param guidance_scale: Strength of the guidance
-    :param n_particles: Number of candidates
+    :param n_candidates: Number of candidates
     :return: Whether the guide chooses among candidates and does not move states
     """
-    return guide is not None and guidance_scale > 0 and n_particles > 1
+    return guide is not None and guidance_scale > 0 and n_candidates > 1
 
 
 @dataclass
@@ -59,7 +59,7 @@ class ImaginationState:
 
     :param rng: Private source of all randomness of the world model and of imagination
     :param advantage_std: Running standard deviation of the one-step advantage on real data, in the critic's units
-    :param critic_trust: Explained variance of the critic on the newest rollout, at least 0: a factor of the guidance
+    :param critic_explained_variance: Explained variance of the critic on the newest rollout, at least 0: a factor of the guidance
     :param value_range: Lowest and highest credible value, in the critic's units: it bounds the values and value targets of
         real and imagined rows, and those that guides see
     :param normalization: Normalisation that the agent was trained with: a model loaded without environment needs it
@@ -68,7 +68,7 @@ class ImaginationState:
 
     rng: np.random.Generator
     advantage_std: float | None = None
-    critic_trust: float = 0.0
+    critic_explained_variance: float = 0.0
     value_range: tuple[float, float] = UNKNOWN_RANGE
     normalization: Normalization | None = None
     correlations: tuple[float, ...] = ()
@@ -79,7 +79,7 @@ class Imagination:
     World model, store of real transitions and agent, and what they do together.
 
     :param model: The algorithm
-    :param settings: Arguments of :class:`DiffusionWorldModel`, and ``world_model_buffer_size``, the rows of the store over all
+    :param settings: Arguments of :class:`DiffusionWorldModel`, and ``buffer_size``, the rows of the store over all
         environments
     :param state: State of an earlier run to go on from, ``None`` to start afresh with the seed of the algorithm
     :raises ValueError: If the spaces, the distribution of the actions or the device are not supported
@@ -107,13 +107,13 @@ class Imagination:
         self.earlier_range = self.state.value_range
         sizes = self.observation_codec.size, self.action_codec.size
         arguments = settings | {"termination_fn": self._in_raw_units(settings.get("termination_fn"))}
-        self.store = TrajectoryStore(arguments.pop("world_model_buffer_size"), model.n_envs, *sizes)
+        self.replay_buffer = ReplayBuffer(arguments.pop("buffer_size"), model.n_envs, *sizes)
         self.world_model = DiffusionWorldModel(*sizes, seed=seed, **arguments).to(model.device)
-        self.recorder = Recorder(model, self.store, self.observation_codec, self.action_codec)
+        self.recorder = TransitionRecorder(model, self.replay_buffer, self.observation_codec, self.action_codec)
         # Up to where the store is part of the running statistics
-        self._observed = self.store.position.copy()
+        self._observed = self.replay_buffer.position.copy()
 
-    def move_to(self, model: OnPolicyAlgorithm) -> None:
+    def attach(self, model: OnPolicyAlgorithm) -> None:
         """
         Go on with another model, one loaded from a file for example.
 
@@ -136,9 +136,9 @@ class Imagination:
         """
         self.earlier_range = UNKNOWN_RANGE
         if self.world_model.observation_normalizer.count > 0:
-            self._observed = self.store.position.copy()
+            self._observed = self.replay_buffer.position.copy()
         else:
-            self._observed = np.zeros_like(self.store.position)
+            self._observed = np.zeros_like(self.replay_buffer.position)
 
     def _in_raw_units(self, termination_fn: Callable | None) -> Callable | None:
         """
@@ -165,7 +165,7 @@ class Imagination:
         return th.Generator(self.model.device).manual_seed(seed)
 
     @property
-    def agent(self) -> Agent:
+    def agent(self) -> PolicyAdapter:
         """The agent in its present environment, or, without one, as it was trained."""
         normalization = self.state.normalization
         if self.model.env is not None:
@@ -174,7 +174,7 @@ class Imagination:
             if normalization is not None and normalization.returns is None and trained_with is not None:
                 # An environment to evaluate in shows raw rewards, which the critic has never seen
                 normalization = replace(normalization, returns=trained_with.returns)
-        return Agent(self.model, self.observation_codec, self.action_codec, normalization)
+        return PolicyAdapter(self.model, self.observation_codec, self.action_codec, normalization)
 
     @property
     def _gamma(self) -> float:
@@ -204,9 +204,10 @@ class Imagination:
 
         :param buffer: The algorithm's rollout buffer, not yet flattened
         """
-        starts = self.store.starts_since(self._observed)
-        rollout, begins = self.store.windows(*starts, horizon=1), th.from_numpy(self.store.begins_episode(*starts))
-        self._observed = self.store.position.copy()
+        starts = self.replay_buffer.transitions_since(self._observed)
+        rollout = self.replay_buffer.segments(*starts, horizon=1)
+        begins = th.from_numpy(self.replay_buffer.episode_starts(*starts))
+        self._observed = self.replay_buffer.position.copy()
         self.world_model.observe(
             th.cat([rollout.observations[begins, 0], rollout.observations[:, 1]]),
             rollout.actions[:, 0],
@@ -215,7 +216,7 @@ class Imagination:
         )
         state = self.state
         variance = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
-        state.critic_trust = float(np.nan_to_num(np.clip(variance, 0, 1)))
+        state.critic_explained_variance = float(np.nan_to_num(np.clip(variance, 0, 1)))
         advantage_std = float(real_advantages(buffer).std())
         if state.advantage_std is None:
             state.advantage_std = advantage_std
@@ -231,11 +232,11 @@ class Imagination:
         agent, gamma = self.agent, self._gamma
         n_steps = min(MAX_RETURN_STEPS, math.ceil(RETURN_HORIZONS / max(1 - gamma, 1e-9)))
         n_transitions = max(self._n_recent, MIN_RETURN_TRANSITIONS, n_steps * self.model.n_envs)
-        episodes = self.store.recent_episodes(n_transitions)
+        episodes = self.replay_buffer.recent_episodes(n_transitions)
         low, high = credible_range(
             [(agent.rewards(th.from_numpy(rewards)).numpy(), cut_off) for rewards, cut_off in episodes], gamma
         )
-        if self.earlier_range != UNKNOWN_RANGE and not self.store.holds(n_transitions):
+        if self.earlier_range != UNKNOWN_RANGE and not self.replay_buffer.holds(n_transitions):
             low, high = min(low, self.earlier_range[0]), max(high, self.earlier_range[1])
         return low, high
 
@@ -271,19 +272,19 @@ class Imagination:
             advantages along imagined and real segments with the same actions, by the present critic; NaN where the real ones
             are constant
         """
-        streams, rows = self.store.starts_since(self.recorder.rollout_start)
-        chosen = self.state.rng.integers(len(rows), size=min(HELD_OUT_WINDOWS, len(rows)))
-        windows = self.store.windows(streams[chosen], rows[chosen], self.world_model.horizon)
-        windows = windows.map(lambda array: array.to(self.model.device))
-        imagined = self.world_model.predict(windows.observations[:, 0], windows.actions, self.generator())
-        kept = windows.mask & imagined.mask
+        env_indices, rows = self.replay_buffer.transitions_since(self.recorder.rollout_start)
+        chosen = self.state.rng.integers(len(rows), size=min(HELD_OUT_SEGMENTS, len(rows)))
+        segments = self.replay_buffer.segments(env_indices[chosen], rows[chosen], self.world_model.horizon)
+        segments = segments.map(lambda array: array.to(self.model.device))
+        imagined = self.world_model.predict(segments.observations[:, 0], segments.actions, self.generator())
+        kept = segments.mask & imagined.mask
         with th.no_grad():
-            claimed, real = (self.critic.advantages(segments)[kept] for segments in (imagined, windows))
+            claimed, real = (self.critic.advantages(both)[kept] for both in (imagined, segments))
         deviations = real - real.mean()
         correlation = F.cosine_similarity(claimed - claimed.mean(), deviations, dim=0)
         if not (deviations.abs() > SAME_ADVANTAGE).any():
             correlation = th.full_like(correlation, math.nan)
-        return {**self.world_model.compare(imagined, windows), "advantage_correlation": correlation}
+        return {**self.world_model.compare(imagined, segments), "advantage_correlation": correlation}
 
     def fit(
         self,
@@ -302,7 +303,7 @@ class Imagination:
         :return: Mean losses, see :meth:`DiffusionWorldModel.fit`
         :raises FloatingPointError: See there
         """
-        source = WindowSource(self.store, self.world_model.horizon, self._n_recent, self.state.rng)
+        source = ReplaySegmentSource(self.replay_buffer, self.world_model.horizon, self._n_recent, self.state.rng)
         return self.world_model.fit(source, gradient_steps, batch_size, learning_rate, self.generator(), on_update)
 
     # Imagining
@@ -318,13 +319,13 @@ class Imagination:
             )
 
     def imagine(
-        self, starts: th.Tensor, guide: Guide | None, guidance_scale: float, n_particles: int, generator: th.Generator
+        self, starts: th.Tensor, guide: Guide | None, guidance_scale: float, n_candidates: int, generator: th.Generator
     ) -> tuple[Segments[th.Tensor], th.Tensor]:
         """
         :param starts: Start states as observation vectors, shape (B, observation_size)
         :param guide: The guide, ``None`` for none
         :param guidance_scale: Strength of the guidance
-        :param n_particles: Segments to choose each one from; with 1, the guide moves the states instead
+        :param n_candidates: Segments to choose each one from; with 1, the guide moves the states instead
         :param generator: Source of all noise
         :return: Segments in raw units, and their actions as the rollout buffer stores them, shape (B, H, action_dim)
         :raises ValueError: If the parameters of the policy are not finite, or the guide's objective has another shape than
@@ -336,9 +337,9 @@ class Imagination:
         with th.no_grad():
             self.model.policy.get_distribution(agent.policy_observations(starts[:1]))
         critic = self.critic
-        selector = guide if chooses(guide, guidance_scale, n_particles) else None
+        selector = guide if chooses(guide, guidance_scale, n_candidates) else None
         mover = guide if selector is None else None
-        n_candidates = 1 if selector is None else n_particles
+        n_candidates = 1 if selector is None else n_candidates
         candidates = starts.repeat_interleave(n_candidates, dim=0)
         policy = FixedNoisePolicy(agent, len(candidates), world_model.horizon, generator)
         segments = world_model.imagine(candidates, policy, mover, critic, guidance_scale, generator, n_candidates)
@@ -346,16 +347,16 @@ class Imagination:
         if selector is not None:
             with th.no_grad():
                 objectives = selector.checked_objective(segments, critic)
-            chosen = select_particles(objectives, n_particles, guidance_scale, generator)
+            chosen = select_candidates(objectives, n_candidates, guidance_scale, generator)
             segments, actions = segments.map(lambda array: array[chosen]), actions[chosen]
         return segments, actions
 
-    def trusted(self, guidance_scale: float) -> float:
+    def effective_guidance_scale(self, guidance_scale: float) -> float:
         """
         :param guidance_scale: Strength of the guidance where the critic explains all of the returns
         :return: Strength of the guidance by the present critic
         """
-        return guidance_scale * self.state.critic_trust
+        return guidance_scale * self.state.critic_explained_variance
 
     @property
     def critic(self) -> Critic:
@@ -369,7 +370,7 @@ class Imagination:
         return Critic(bounded_values, agent.rewards, self._gamma, self.state.advantage_std or 1.0)
 
     def imagine_rows(
-        self, guide: Guide | None, guidance_scale: float, n_particles: int, n_rows: int
+        self, guide: Guide | None, guidance_scale: float, n_candidates: int, n_rows: int
     ) -> tuple[RolloutBufferSamples, float]:
         """
         Imagine segments from recent real states for the policy to learn from.
@@ -380,20 +381,20 @@ class Imagination:
 
         :param guide: The guide, ``None`` for none
         :param guidance_scale: Strength of the guidance where the critic explains all of the returns
-        :param n_particles: See :meth:`imagine`
+        :param n_candidates: See :meth:`imagine`
         :param n_rows: Number of imagined transitions. There are somewhat fewer where segments end early
         :return: Rows for :meth:`AugmentedRolloutBuffer.augment`, and the share of the imagined transitions that are left out
             because they lie behind a termination
         """
         n_segments = math.ceil(n_rows / self.world_model.horizon)
-        streams, stored = self.store.recent_starts(RECENT_ROWS)
+        env_indices, stored = self.replay_buffer.recent_transitions(RECENT_ROWS)
         chosen = self.state.rng.integers(len(stored), size=n_segments)
-        starts = th.as_tensor(self.store.observations[streams[chosen], stored[chosen]], device=self.model.device)
-        generator, scale = self.generator(), self.trusted(guidance_scale)
-        if chooses(guide, scale, n_particles):
-            chosen_segments, _ = self.imagine(starts, guide, scale, n_particles, generator)
+        starts = th.as_tensor(self.replay_buffer.observations[env_indices[chosen], stored[chosen]], device=self.model.device)
+        generator, scale = self.generator(), self.effective_guidance_scale(guidance_scale)
+        if chooses(guide, scale, n_candidates):
+            chosen_segments, _ = self.imagine(starts, guide, scale, n_candidates, generator)
             starts, guide = states_along(chosen_segments, generator), None
-        segments, actions = self.imagine(starts, guide, scale, n_particles, generator)
+        segments, actions = self.imagine(starts, guide, scale, n_candidates, generator)
         rows = self._rollout_rows_of(segments, actions.flatten(0, 1), n_rows)
         return rows, 1 - segments.mask.float().mean().item()
 

@@ -16,7 +16,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#666666"
 STYLES = {
     "guided": {"color": ORANGE, "marker": "s"},
     "unguided": {"color": BLUE, "marker": "o"},
-    "nothing changes": {"color": GREY, "linestyle": "--"},
+    "persistence": {"color": GREY, "linestyle": "--"},
     "mean reward": {"color": GREY, "linestyle": "--"},
     "guided, imagined": {"color": ORANGE, "marker": "s"},
     "unguided, imagined": {"color": BLUE, "marker": "o"},

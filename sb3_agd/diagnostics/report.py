@@ -12,9 +12,9 @@ import numpy as np
 import torch as th
 
 from sb3_agd.agdppo import AGDPPO
-from sb3_agd.agdppo.guidance_callback import make_guide, make_schedule
+from sb3_agd.agdppo.callback import make_guide, make_schedule
+from sb3_agd.diagnostics.evaluator import Evaluator, Outcome, StartStates
 from sb3_agd.diagnostics.figures import plot_advantages, plot_dimensions, plot_errors
-from sb3_agd.diagnostics.measurement import Laboratory, Outcome, Visit
 from sb3_agd.diagnostics.video import film
 from sb3_agd.world_model import Guide, Segments
 
@@ -58,27 +58,30 @@ def imagination_report(
     guide = make_guide(model.guidance if guidance is None else guidance)
     if guidance_scale is None:
         schedule = make_schedule("guidance_scale", model.guidance_scale)
-        guidance_scale = model.imagination.trusted(schedule(max(0.0, model._current_progress_remaining)))
-    laboratory = Laboratory(model, make_env, seed)
+        guidance_scale = model.imagination.effective_guidance_scale(schedule(max(0.0, model._current_progress_remaining)))
+    evaluator = Evaluator(model, make_env, seed)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    visit = laboratory.visit(n_starts)
-    outcomes = {GUIDED: laboratory.try_out(visit, guide, guidance_scale), UNGUIDED: laboratory.try_out(visit, None, 0.0)}
+    start_states = evaluator.collect_start_states(n_starts)
+    outcomes = {
+        GUIDED: evaluator.evaluate(start_states, guide, guidance_scale),
+        UNGUIDED: evaluator.evaluate(start_states, None, 0.0),
+    }
     report: dict[str, Any] = {
-        "env": laboratory.env.spec.id if laboratory.env.spec is not None else type(laboratory.env.unwrapped).__name__,
+        "env": evaluator.env.spec.id if evaluator.env.spec is not None else type(evaluator.env.unwrapped).__name__,
         "timesteps": model.num_timesteps,
         "guidance": type(guide).__name__ if guide is not None else None,
         "guidance_scale": guidance_scale,
-        "n_particles": model.n_particles,
-        "horizon": laboratory.horizon,
+        "n_candidates": model.n_candidates,
+        "horizon": evaluator.horizon,
         "n_starts": n_starts,
         "seed": seed,
-        "replayed_in_the_real_environment": visit.snapshots is not None,
-        "errors": errors_per_step(laboratory, visit, outcomes),
+        "replayed_in_the_real_environment": start_states.snapshots is not None,
+        "errors": errors_per_step(evaluator, start_states, outcomes),
         "advantages": advantages(outcomes),
     }
     plot_errors(report["errors"], folder / "errors.png")
-    plot_dimensions(visit.recorded, laboratory.spread(visit), folder / "dimensions.png")
+    plot_dimensions(start_states.recorded, evaluator.spread(start_states), folder / "dimensions.png")
     plot_advantages(report["advantages"], folder / "advantages.png")
     # Without the single values, which are for the plots
     report["advantages"] = {
@@ -87,7 +90,7 @@ def imagination_report(
     }
     (folder / "report.json").write_text(json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n")
     if n_filmed > 0:
-        obstacle = film(laboratory, guide, guidance_scale, n_filmed, folder / "video.mp4")
+        obstacle = film(evaluator, guide, guidance_scale, n_filmed, folder / "video.mp4")
         if obstacle is not None:
             warnings.warn(f"No video: {obstacle}", stacklevel=2)
     return report
@@ -113,23 +116,28 @@ def termination_rates(segments: Segments[th.Tensor]) -> list[float]:
     return ((segments.terminations & segments.mask).sum(0) / segments.mask.sum(0)).tolist()
 
 
-def errors_per_step(laboratory: Laboratory, visit: Visit, outcomes: dict[str, Outcome]) -> dict[str, Any]:
+def errors_per_step(evaluator: Evaluator, start_states: StartStates, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     """
-    :param laboratory: Model and environment
-    :param visit: Start states
+    :param evaluator: Model and environment
+    :param start_states: Start states
     :param outcomes: Segments with and without guidance
     :return: Errors in standard deviations of the data, and rates of termination, lists of one figure per step
     """
-    world_model = laboratory.imagination.world_model
-    if visit.snapshots is None:
-        pairs = {UNGUIDED: (world_model.predict(visit.states, visit.recorded.actions, laboratory.generator), visit.recorded)}
+    world_model = evaluator.imagination.world_model
+    if start_states.snapshots is None:
+        pairs = {
+            UNGUIDED: (
+                world_model.predict(start_states.states, start_states.recorded.actions, evaluator.generator),
+                start_states.recorded,
+            )
+        }
     else:
         pairs = {name: (outcome.imagined, outcome.real) for name, outcome in outcomes.items() if outcome.real is not None}
     compared = {name: world_model.compare(*pair) for name, pair in pairs.items()}
     baseline = compared[UNGUIDED]
     return {
         "states": {name: errors["states"].tolist() for name, errors in compared.items()}
-        | {"nothing changes": baseline["nothing_changes"].tolist()},
+        | {"persistence": baseline["persistence"].tolist()},
         "rewards": {name: errors["rewards"].tolist() for name, errors in compared.items()}
         | {"mean reward": baseline["mean_reward"].tolist()},
         "terminations": {f"{name}, imagined": termination_rates(imagined) for name, (imagined, _) in pairs.items()}

@@ -8,7 +8,7 @@ import numpy as np
 import torch as th
 from PIL import Image, ImageDraw
 
-from sb3_agd.diagnostics.measurement import Laboratory
+from sb3_agd.diagnostics.evaluator import Evaluator
 from sb3_agd.world_model import Guide
 
 LABEL_POSITION = (12, 10)
@@ -61,19 +61,19 @@ def labelled(frame: np.ndarray, text: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def film(laboratory: Laboratory, guide: Guide | None, guidance_scale: float, n_segments: int, file: Path) -> str | None:
+def film(evaluator: Evaluator, guide: Guide | None, guidance_scale: float, n_segments: int, file: Path) -> str | None:
     """
     Film segment after segment. Each is imagined from the real state that the one before it led to.
 
-    :param laboratory: Model and environment, which must be at rest
+    :param evaluator: Model and environment, which must be at rest
     :param guide: The guide, ``None`` for none
     :param guidance_scale: Strength of the guidance
     :param n_segments: Number of segments
     :param file: Where to save the video
     :return: What stands against a video, ``None`` if there is one
     """
-    env: Any = laboratory.env
-    simulator, inner = laboratory.simulator, env.unwrapped
+    env: Any = evaluator.env
+    simulator, inner = evaluator.simulator, env.unwrapped
     pose = find_pose(inner)
     if pose is None:
         return f"the state of {type(inner).__name__} cannot be told from its observations"
@@ -87,19 +87,19 @@ def film(laboratory: Laboratory, guide: Guide | None, guidance_scale: float, n_s
         # Gymnasium's own camera stands still, and what runs is soon out of sight
         inner.mujoco_renderer.camera_id = follows
     frames: list[np.ndarray] = []
-    state = simulator.reset(laboratory.seed)
+    state = simulator.reset(evaluator.seed)
     try:
         env.render()
     except Exception as error:  # Drivers fail in many ways
         return f"MuJoCo cannot render here ({error}). On a machine without a display, try MUJOCO_GL=egl"
     n_skipped = getattr(inner, "observation_structure", {}).get("skipped_qpos", 0)
     for _ in range(n_segments):
-        segments, _ = laboratory.imagination.imagine(
-            th.as_tensor(state, device=laboratory.model.device)[None],
+        segments, _ = evaluator.imagination.imagine(
+            th.as_tensor(state, device=evaluator.model.device)[None],
             guide,
             guidance_scale,
-            laboratory.model.n_particles,
-            laboratory.generator,
+            evaluator.model.n_candidates,
+            evaluator.generator,
         )
         imagined = segments.map(lambda tensor: tensor[0].cpu().numpy())
         skipped = inner.data.qpos[:n_skipped].copy()

@@ -1,5 +1,5 @@
 from sb3_agd.world_model.guides import Critic, ExponentialAdvantageGuide, Guide, RewardGuide, SigmoidAdvantageGuide
-from sb3_agd.world_model.types import Segments
+from sb3_agd.world_model.segments import Segments
 from sb3_agd.world_model.world_model import DiffusionWorldModel
 
 __all__ = [

@@ -6,7 +6,7 @@ A guide defines one scalar ``J`` per segment, and segments are to come from the 
 
 - The sampler moves the clean estimate of every reverse step by ``scale * weight(t) * grad J``. The gradient goes
   through the critic, never through the denoiser. Where the dynamics are nearly deterministic, this bends them.
-- Several segments are imagined from each start state, and :func:`select_particles` draws one of them: self-normalised
+- Several segments are imagined from each start state, and :func:`select_candidates` draws one of them: self-normalised
   importance sampling, exact in the limit of many, which never leaves the dynamics.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch as th
 from torch.nn import functional as F
 
-from sb3_agd.world_model.types import Segments
+from sb3_agd.world_model.segments import Segments
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,15 @@ class RewardGuide(Guide):
         return (critic.rewards(segments.rewards) * segments.mask).sum(1) / critic.advantage_std
 
 
-def select_particles(
-    objectives: th.Tensor, n_particles: int, scale: float, generator: th.Generator | None = None
+def select_candidates(
+    objectives: th.Tensor, n_candidates: int, scale: float, generator: th.Generator | None = None
 ) -> th.Tensor:
     """
     Draw one candidate of each group with probability proportional to ``exp(scale * J)``. Candidates whose objective is
     not a number come last.
 
-    :param objectives: ``J`` of all candidates, those of a group one after the other, shape (B * n_particles,)
-    :param n_particles: Number of candidates of a group
+    :param objectives: ``J`` of all candidates, those of a group one after the other, shape (B * n_candidates,)
+    :param n_candidates: Number of candidates of a group
     :param scale: Strength of the guidance
     :param generator: Source of randomness
     :return: Positions of those that were drawn, shape (B,)
@@ -134,9 +134,9 @@ def select_particles(
     lowest, highest = th.finfo(objectives.dtype).min, th.finfo(objectives.dtype).max
     # Softmax takes differences, which must not overflow either
     bounded = (scale * objectives).nan_to_num(nan=-math.inf).clamp(lowest / 4, highest / 4)
-    probabilities = bounded.view(-1, n_particles).softmax(1)
+    probabilities = bounded.view(-1, n_candidates).softmax(1)
     drawn = th.multinomial(probabilities, 1, generator=generator).squeeze(1)
-    return drawn + th.arange(0, len(objectives), n_particles, device=objectives.device)
+    return drawn + th.arange(0, len(objectives), n_candidates, device=objectives.device)
 
 
 GUIDES: dict[str, type[Guide]] = {

@@ -11,11 +11,11 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_agd.world_model.denoiser import DENOISERS, TerminationClassifier, asks_policy
+from sb3_agd.world_model.denoisers import DENOISERS, TerminationClassifier, is_autoregressive
 from sb3_agd.world_model.guides import Critic, Guide
 from sb3_agd.world_model.normalizer import Normalizer
-from sb3_agd.world_model.paths import PATHS, sample
-from sb3_agd.world_model.types import Segments, SegmentSource, mask_after_termination
+from sb3_agd.world_model.samplers import PATHS, sample
+from sb3_agd.world_model.segments import Segments, SegmentSource, mask_after_termination
 
 # Actions at imagined states, both in raw units: states (B, n, observation_dim), and which n steps of the segment they
 # belong to -> (B, n, action_dim)
@@ -119,7 +119,7 @@ def check_can_move(n_denoising_steps: int) -> None:
     """
     if n_denoising_steps == 1:
         raise ValueError(
-            "`n_denoising_steps` must be at least 2 with `n_particles=1`: the guide moves states at each step but the last"
+            "`n_denoising_steps` must be at least 2 with `n_candidates=1`: the guide moves states at each step but the last"
         )
 
 
@@ -279,7 +279,7 @@ class DiffusionWorldModel(nn.Module):
         before = self.observation_normalizer.clamp(states[:, :-1])
         denoiser = self.networks["denoiser"]
         # A network that is not recurrent sees whole segments
-        length = math.gcd(OPEN_LOOP_LENGTH, self.horizon) if asks_policy(denoiser) else self.horizon
+        length = math.gcd(OPEN_LOOP_LENGTH, self.horizon) if is_autoregressive(denoiser) else self.horizon
         noisy, taken = (
             steps.reshape(-1, length, steps.shape[-1]) for steps in (self.path.add_noise(clean, noise, time), actions)
         )
@@ -386,7 +386,7 @@ class DiffusionWorldModel(nn.Module):
         critic: Critic | None = None,
         guidance_scale: float = 0.0,
         generator: th.Generator | None = None,
-        n_particles: int = 1,
+        n_candidates: int = 1,
     ) -> Segments[th.Tensor]:
         """
         Imagine one segment from each start state in one pass of reverse diffusion.
@@ -401,7 +401,7 @@ class DiffusionWorldModel(nn.Module):
         :param critic: The critic that the guide consults
         :param guidance_scale: Strength of the guidance
         :param generator: Source of all noise
-        :param n_particles: Number of consecutive start states that are copies of one another. Their segments share the noise
+        :param n_candidates: Number of consecutive start states that are copies of one another. Their segments share the noise
             of the world: they differ by their actions alone, so that one can be chosen for these and not for its luck
         :return: Segments in raw units
         :raises ValueError: If the scale is negative or not finite, a guide has no critic to consult or no denoising step to
@@ -412,8 +412,8 @@ class DiffusionWorldModel(nn.Module):
             raise ValueError("`critic` must be given with a `guide`")
         if guide is not None and guidance_scale > 0:
             check_can_move(self.n_denoising_steps)
-        if n_particles < 1 or len(observations) % n_particles > 0:
-            raise ValueError(f"`n_particles` {n_particles} must divide the number of start states, {len(observations)}")
+        if n_candidates < 1 or len(observations) % n_candidates > 0:
+            raise ValueError(f"`n_candidates` {n_candidates} must divide the number of start states, {len(observations)}")
         start = self._inputs(observations)
         whole = slice(0, self.horizon)
         denoiser = self.ema_networks["denoiser"]
@@ -438,7 +438,7 @@ class DiffusionWorldModel(nn.Module):
         def denoise(noisy: th.Tensor, time: float) -> th.Tensor:
             nonlocal estimate
             level = th.full((len(noisy),), time, device=noisy.device)
-            actions = act if asks_policy(denoiser) else self.action_normalizer(policy(states()[:, :-1], whole))
+            actions = act if is_autoregressive(denoiser) else self.action_normalizer(policy(states()[:, :-1], whole))
             estimate = self._clamp(denoiser(noisy, level, start, actions))
             return estimate
 
@@ -452,7 +452,7 @@ class DiffusionWorldModel(nn.Module):
                 if not objective.requires_grad:
                     raise ValueError(
                         f"The objective of {type(guide).__name__} depends on neither observations nor rewards, so there is "
-                        "nothing to move. Choose among several segments instead: `n_particles` above 1"
+                        "nothing to move. Choose among several segments instead: `n_candidates` above 1"
                     )
                 (gradient,) = th.autograd.grad(objective.sum(), leaf)
             # The margin around the observed range is also the limit of what a guide may ask for
@@ -461,15 +461,15 @@ class DiffusionWorldModel(nn.Module):
             return estimate
 
         def draw(distribution: Callable[..., th.Tensor], *shape: int) -> th.Tensor:
-            shape = (len(observations) // n_particles, *shape)
-            return distribution(shape, generator=generator, device=observations.device).repeat_interleave(n_particles, dim=0)
+            shape = (len(observations) // n_candidates, *shape)
+            return distribution(shape, generator=generator, device=observations.device).repeat_interleave(n_candidates, dim=0)
 
         move = guidance if guide is not None and guidance_scale > 0 else None
         noise = draw(th.randn, self.horizon, self.observation_dim + 1)
-        estimate = sample(self.path, denoise, noise, self.n_denoising_steps, generator, move, n_particles)
+        estimate = sample(self.path, denoise, noise, self.n_denoising_steps, generator, move, n_candidates)
         imagined = states()
         # The last pass along the segment led to these very states, and asked the policy there
-        actions = taken if asks_policy(denoiser) else policy(imagined[:, :-1], whole)
+        actions = taken if is_autoregressive(denoiser) else policy(imagined[:, :-1], whole)
         probabilities = self._termination_probabilities(imagined, actions)
         terminations = draw(th.rand, self.horizon) < probabilities
         return Segments(
@@ -579,7 +579,7 @@ class DiffusionWorldModel(nn.Module):
 
         :param imagined: Segments in raw units
         :param real: What really happens after the same actions from the same start states; its mask counts
-        :return: Root mean squared errors, each of shape (H,): ``states``, ``nothing_changes`` (of the start state kept),
+        :return: Root mean squared errors, each of shape (H,): ``states``, ``persistence`` (of the start state kept),
             ``rewards``, ``mean_reward`` (of the mean reward of the data in place of an imagined one); and
             ``imagined_terminations`` and ``real_terminations``, rates per transition, scalars. NaN where nothing is left to
             compare
@@ -595,7 +595,7 @@ class DiffusionWorldModel(nn.Module):
         whole = real.mask.all(1) | real.terminations.any(1)
         return {
             "states": rms((predicted - happened)[..., :-1]),
-            "nothing_changes": rms(states[:, :1] - states[:, 1:]),
+            "persistence": rms(states[:, :1] - states[:, 1:]),
             "rewards": rms((predicted - happened)[..., -1:]),
             "mean_reward": rms(happened[..., -1:]),
             "imagined_terminations": imagined.terminations[whole][imagined.mask[whole]].float().mean(),

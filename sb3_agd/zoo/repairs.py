@@ -7,7 +7,7 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_agd.agdppo.files import save_vec_normalize
+from sb3_agd.checkpoint.save_util import save_vec_normalize
 
 
 def repair_zoo() -> None:

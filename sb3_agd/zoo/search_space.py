@@ -41,7 +41,7 @@ def sample_agdppo_params(trial: optuna.Trial, n_actions: int, n_envs: int, addit
             "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
             "guidance": trial.suggest_categorical("guidance", ["sag", "eag", "reward", "none"]),
             "guidance_scale": trial.suggest_float("guidance_scale", 0.03, 3, log=True),
-            "n_particles": trial.suggest_categorical("n_particles", [1, 2, 4, 8]),
+            "n_candidates": trial.suggest_categorical("n_candidates", [1, 2, 4, 8]),
             "horizon": trial.suggest_categorical("horizon", [1, 2, 4, 8, 16]),
             "synthetic_ratio": trial.suggest_categorical("synthetic_ratio", [1, 2, 4, 8, 16]),
             "real_data_ratio": trial.suggest_categorical("real_data_ratio", [0.0, 0.1, 0.2, 0.4]),

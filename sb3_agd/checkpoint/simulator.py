@@ -1,0 +1,118 @@
+"""A real environment that can be put back into earlier states, so that imagined actions can be executed in it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_agd.checkpoint.env_snapshot import Snapshot, env_layers, same_objects, simulators
+from sb3_agd.checkpoint.random_streams import untouched_global_streams
+from sb3_agd.experience.space_codecs import SpaceCodec
+from sb3_agd.world_model import Segments
+
+
+class Simulator:
+    """
+    A real environment that can be put back into earlier states, to carry out imagined actions there.
+
+    :param env: The environment, with all wrappers that the agent acts through
+    :param observation_codec: Codec of its observation space
+    :param action_codec: Codec of its action space
+    """
+
+    def __init__(self, env: gym.Env, observation_codec: SpaceCodec, action_codec: SpaceCodec):
+        self.env = env
+        self.layers = env_layers(env)
+        self.models = [model for model, _ in simulators(self.layers)]
+        self.observation_codec = observation_codec
+        self.action_codec = action_codec
+
+    def is_present(self) -> bool:
+        """Whether the environment still has the simulators that it had when this object was made."""
+        return same_objects([model for model, _ in simulators(self.layers)], self.models)
+
+    def snapshot(self) -> Snapshot:
+        """State of the environment as it is now."""
+        return Snapshot.of(self.layers)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """
+        :param snapshot: State to put the environment into
+        """
+        snapshot.restore(self.layers)
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """
+        Put the environment back at the end, as if nothing had happened in between; log files get no rows, and global random
+        streams are what they were. In between it works on copies: its own attributes may be shared with other code. Only
+        parameters of a MuJoCo model that steps change, such as masses, stay changed.
+        """
+        before = self.snapshot()
+        originals = [dict(vars(layer)) for layer in self.layers]
+        try:
+            self.restore(before)
+            for layer in self.layers:
+                if isinstance(layer, Monitor):
+                    layer.results_writer = None
+            with untouched_global_streams():
+                yield
+        finally:
+            self.restore(before)
+            for layer, attributes in zip(self.layers, originals, strict=True):
+                vars(layer).clear()
+                vars(layer).update(attributes)
+
+    def reset(self, seed: int | None = None) -> np.ndarray:
+        """
+        :param seed: Seed of the environment
+        :return: First observation vector of a new episode, shape (observation_size,)
+        """
+        return self._encode(self.env.reset(seed=seed)[0])
+
+    def _encode(self, observation: Any) -> np.ndarray:
+        """
+        :param observation: As the environment gives it
+        :return: Observation vector, shape (observation_size,)
+        """
+        return self.observation_codec.encode(np.asarray(observation)[None])[0]
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+        """
+        :param action: Action vector, shape (action_size,)
+        :return: Observation vector (observation_size,), reward, whether the state is terminal, whether the episode is over
+        """
+        decoded = self.action_codec.elements(th.from_numpy(action[None]))
+        space = self.env.action_space
+        given = decoded.item() if isinstance(space, spaces.Discrete) else decoded.reshape(space.shape)
+        observation, reward, terminated, truncated, _ = self.env.step(given)
+        return self._encode(observation), float(reward), terminated, terminated or truncated
+
+    def replay(self, starts: Sequence[Snapshot], imagined: Segments[th.Tensor]) -> Segments[th.Tensor]:
+        """
+        Carry out the actions of segments.
+
+        :param starts: Where each segment starts, B of them
+        :param imagined: Segments in raw units, whose start states and actions count
+        :return: What really happens, as segments in raw units; behind the end of an episode, its last state and masked
+        """
+        batch, horizon = imagined.rewards.shape
+        states = imagined.observations[:, :1].repeat(1, horizon + 1, 1).cpu().numpy()
+        rewards = np.zeros((batch, horizon), dtype=np.float32)
+        terminations, mask = np.zeros((2, batch, horizon), dtype=bool)
+        for number, (start, actions) in enumerate(zip(starts, imagined.actions.cpu().numpy(), strict=True)):
+            self.restore(start)
+            for step, action in enumerate(actions):
+                state, rewards[number, step], terminations[number, step], over = self.step(action)
+                states[number, step + 1 :] = state
+                mask[number, step] = True
+                if over:
+                    break
+        return Segments(states, imagined.actions.cpu().numpy(), rewards, terminations, mask).map(
+            lambda array: th.as_tensor(array, device=imagined.rewards.device)
+        )

@@ -1,0 +1,171 @@
+"""From the steps of an SB3 on-policy algorithm to transitions in the store, in the environment's own units."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+
+from sb3_agd.checkpoint.env_snapshot import same_objects
+from sb3_agd.experience.replay_buffer import ReplayBuffer
+from sb3_agd.experience.space_codecs import SpaceCodec
+from sb3_agd.experience.vec_normalize import normalization_statistics, normalizing_wrapper
+
+
+class TransitionRecorder:
+    """
+    Takes note of all that happens in the environments of an algorithm, and stores each of their transitions as it really
+    was: before VecNormalize, before the reset at the end of an episode, and before SB3 adds values to rewards.
+
+    :param model: The algorithm
+    :param store: Where the transitions go
+    :param observation_codec: Codec of the observation space
+    :param action_codec: Codec of the action space
+    """
+
+    def __init__(self, model: OnPolicyAlgorithm, store: ReplayBuffer, observation_codec: SpaceCodec, action_codec: SpaceCodec):
+        self.model = model
+        self.replay_buffer = store
+        self.observation_codec = observation_codec
+        self.action_codec = action_codec
+        # Observation vectors that the environments are in; unknown (empty) before training and after a reset
+        self.current_observations = np.empty(0)
+        # Where the newest rollout begins in the store
+        self.rollout_start = store.position.copy()
+        # Rewards of the newest rollout in the critic's units, and whether a time limit cut off the episodes, step by step
+        self.rewards: list[np.ndarray] = []
+        self.cut_off: list[np.ndarray] = []
+        # SB3's observations before and after the last step, and what each environment said at its last reset by then
+        self._seen_observations: tuple[Any, ...] = ()
+        self._seen_resets: list[dict] = []
+        # Statistics of VecNormalize, each with a copy from before the newest rollout or reset
+        self._statistics: list[tuple[RunningMeanStd, RunningMeanStd]] = []
+
+    def begin_episodes(self) -> None:
+        """Take note that all environments were reset from outside."""
+        self.replay_buffer.end_episodes()
+        self.current_observations = np.empty(0)
+
+    def has_seen(self, observations: Any) -> bool:
+        """
+        :param observations: SB3's last observations
+        :return: Whether they are the very object that SB3 had before or after the last recorded step, so that nothing was
+            reset since. Those before it remain if a callback stopped the training
+        """
+        return any(observations is seen for seen in self._seen_observations)
+
+    def knows_environments(self) -> bool:
+        """Whether the environments are where the last recorded step left them: others may have moved or reset them since."""
+        return same_objects(self._resets(), self._seen_resets) and self.has_seen(self.model._last_obs)
+
+    def _resets(self) -> list[dict]:
+        """
+        What each environment said at its last reset: new objects after each, unless an environment always gives the same one.
+        """
+        assert self.model.env is not None
+        return list(self.model.env.unwrapped.reset_infos)
+
+    def keep_statistics(self) -> None:
+        """Keep what VecNormalize has learned up to now: if it learns numbers that are not finite, it gets this back."""
+        learned = normalization_statistics(self.model).values()
+        # Observations of a dictionary have statistics each
+        parts = [part for whole in learned for part in (whole.values() if isinstance(whole, dict) else [whole])]
+        self._statistics = [(now, now.copy()) for now in parts]
+
+    def start_rollout(self) -> None:
+        """
+        Take over the states that the environments are in.
+
+        :raises ValueError: If an observation is not finite
+        """
+        if len(self.current_observations) == 0:
+            # Otherwise they are known from the last step. SB3's are of the step before if a callback stopped the training
+            env = normalizing_wrapper(self.model.env)
+            observations = self.model._last_obs if env is None else env.get_original_obs()
+            assert isinstance(observations, np.ndarray)
+            self.current_observations = self._checked(self.observation_codec.encode(observations), "observation")
+        self.keep_statistics()
+        self.rollout_start = self.replay_buffer.position.copy()
+        self.rewards, self.cut_off = [], []
+
+    def record(self, local_variables: dict[str, Any]) -> None:
+        """
+        Store one step of all environments.
+
+        :param local_variables: Local variables of ``collect_rollouts`` right after the step, when rewards are still
+            those of the environment (SB3 adds the value of truncated states to them later)
+        :raises ValueError: If an observation, action or reward is not finite
+        """
+        dones, infos = np.asarray(local_variables["dones"], dtype=bool), local_variables["infos"]
+        # First of all: it may be the cause of a bad observation or reward
+        actions = self._checked(self.action_codec.encode(local_variables["clipped_actions"]), "action")
+        env = normalizing_wrapper(self.model.env)
+        if env is None:
+            observations, rewards = local_variables["new_obs"], local_variables["rewards"]
+        else:
+            observations, rewards = env.get_original_obs(), env.get_original_reward()
+        following = self._checked(self.observation_codec.encode(observations), "observation")
+        reached = following.copy()
+        terminations = dones.copy()
+        for index in np.flatnonzero(dones).tolist():
+            reached[index] = self.observation_codec.encode(self._terminal_observation(index, infos[index]))[0]
+            terminations[index] = not infos[index].get("TimeLimit.truncated", False)
+        self.replay_buffer.add(
+            self.current_observations,
+            actions,
+            self._checked(np.array(rewards, dtype=np.float32), "reward"),
+            self._checked(reached, "observation"),
+            terminations,
+            dones,
+        )
+        self.current_observations = following
+        self._seen_observations, self._seen_resets = (self.model._last_obs, local_variables["new_obs"]), self._resets()
+        self.rewards.append(local_variables["rewards"].astype(np.float32))
+        self.cut_off.append(dones & ~terminations)
+
+    def _terminal_observation(self, index: int, info: dict[str, Any]) -> np.ndarray:
+        """
+        :param index: Number of an environment whose episode is over
+        :param info: What it says about the step
+        :return: The state in which the episode ended, in raw units
+        :raises ValueError: If it does not say
+        """
+        terminal_observation = info.get("terminal_observation")
+        if terminal_observation is None:
+            raise ValueError(
+                f"Environment {index} does not say in which state its episode ended at step {self.model.num_timesteps}: "
+                'its `info` holds no "terminal_observation", as those of SB3\'s DummyVecEnv and SubprocVecEnv do'
+            )
+        env = normalizing_wrapper(self.model.env)
+        if env is None:
+            return terminal_observation
+        if env.norm_obs and np.abs(terminal_observation).max() >= env.clip_obs:
+            # Of all other states it keeps the original
+            warnings.warn(
+                f"VecNormalize has clipped the last state of an episode (`clip_obs` {env.clip_obs:g}), and the world "
+                "model learns it like that. Consider a higher `clip_obs`",
+                stacklevel=2,
+            )
+        unnormalised = env.unnormalize_obs(terminal_observation)
+        assert isinstance(unnormalised, np.ndarray)
+        return unnormalised
+
+    def _checked(self, values: np.ndarray, what: str) -> np.ndarray:
+        """
+        :param values: One row per environment
+        :param what: Name of the values
+        :return: The values
+        :raises ValueError: If any of them is not finite
+        """
+        finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        if not finite.all():
+            index = int(np.flatnonzero(~finite)[0])
+            # VecNormalize has learned them already, and would never forget them
+            for now, before in self._statistics:
+                vars(now).update(vars(before))
+            raise ValueError(
+                f"NaN or infinite {what} in environment {index} at step {self.model.num_timesteps}: {values[index]}. "
+                "Mend the environment, or find the cause with `VecCheckNan`."
+            )
+        return values

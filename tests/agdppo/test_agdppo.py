@@ -1,0 +1,540 @@
+"""AGDPPO as users see it: arguments, saving, refusals, and :meth:`imagine`."""
+
+import inspect
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from environments import SMALL, ToyEnv
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
+
+import sb3_agd
+from sb3_agd import (
+    AGDPPO,
+    DiffusionWorldModel,
+    ExponentialAdvantageGuide,
+    GuidanceCallback,
+    Guide,
+    RewardGuide,
+    SigmoidAdvantageGuide,
+)
+from sb3_agd.agdppo.imagination import Imagination
+
+
+def test_exports_the_public_names() -> None:
+    for name in sb3_agd.__all__:
+        assert hasattr(sb3_agd, name)
+    assert sb3_agd.__version__.count(".") == 2
+    assert issubclass(AGDPPO, PPO)
+    assert all(issubclass(guide, Guide) for guide in (SigmoidAdvantageGuide, ExponentialAdvantageGuide, RewardGuide))
+
+
+def test_every_keyword_argument_is_an_attribute() -> None:
+    arguments: dict[str, Any] = {
+        "guidance": "eag",
+        "guidance_scale": 0.7,
+        "n_candidates": 3,
+        "horizon": 3,
+        "synthetic_ratio": 5.0,
+        "real_data_ratio": 0.3,
+        "min_advantage_correlation": 0.1,
+        "n_denoising_steps": 6,
+        "sampler": "ddim",
+        "world_model_gradient_steps": 7,
+        "world_model_batch_size": 9,
+        "world_model_learning_rate": 2e-3,
+        "world_model_warmup": 11,
+        "buffer_size": 1234,
+        "world_model_kwargs": {"width": 8},
+        "termination_fn": lambda observations, actions, next_observations: observations[:, 0] > 1,
+    }
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **arguments)
+    for name, value in arguments.items():
+        assert getattr(model, name) == value
+    assert isinstance(model.world_model, DiffusionWorldModel)
+
+
+def test_random_seeds_of_sb3_reach_imagination(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    model.save(tmp_path / "model")
+    starts = model.env.reset()
+    model.set_random_seed(3)
+    expected = model.imagine(starts).actions
+    model.set_random_seed(3)
+    assert np.array_equal(model.imagine(starts).actions, expected)
+    for seed in (3, 4):
+        loaded = AGDPPO.load(tmp_path / "model", env=model.env, device="cpu", seed=seed)
+        assert np.array_equal(loaded.imagine(starts).actions, expected) == (seed == 3)
+
+
+def test_guidance_that_cannot_move_states_is_refused_also_where_it_is_given_later() -> None:
+    settings = SMALL | {"n_candidates": 1, "n_denoising_steps": 1}
+    model = AGDPPO("MlpPolicy", ToyEnv(), guidance="none", **settings).learn(64)
+    model.imagine(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="`n_denoising_steps` must be at least 2"):
+        model.imagine(np.zeros((2, 3)), guidance="sag")
+
+
+def test_a_known_termination_rule_replaces_the_learned_one() -> None:
+    seen = []
+
+    def always(observations: np.ndarray, actions: np.ndarray, next_observations: np.ndarray) -> np.ndarray:
+        seen.append((observations.shape, actions.shape, next_observations.shape))
+        return np.ones(len(observations), dtype=bool)
+
+    model = AGDPPO("MlpPolicy", ToyEnv(), termination_fn=always, n_candidates=1, **SMALL).learn(64)
+    segments = model.imagine(np.zeros((6, 3), dtype=np.float32))
+    assert segments.terminations.all()
+    assert np.array_equal(segments.mask, np.arange(4)[None].repeat(6, 0) == 0)
+    assert seen[-1] == ((24, 3), (24, 2), (24, 3))
+    # A quarter of each segment is left
+    assert model.rollout_buffer.n_imagined == 2 * 32 // 4
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
+def test_a_loaded_model_predicts_and_imagines_identically_and_goes_on_learning(env_id: str, tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", env_id, **SMALL).learn(100)
+    starts = model.env.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.save(tmp_path / "model")
+        loaded = AGDPPO.load(tmp_path / "model", env=model.env, device="cpu")
+    assert np.array_equal(model.predict(starts, deterministic=True)[0], loaded.predict(starts, deterministic=True)[0])
+    # With a seed, and going on with the private stream
+    for seed in (5, None):
+        first, second = model.imagine(starts, seed=seed), loaded.imagine(starts, seed=seed)
+        assert np.array_equal(first.observations, second.observations)
+        assert np.array_equal(first.actions, second.actions)
+    first_state, second_state = (m.world_model.optimizer.state_dict()["state"] for m in (model, loaded))
+    assert all(th.equal(first_state[i]["exp_avg"], second_state[i]["exp_avg"]) for i in first_state)
+    loaded.learn(100)
+    assert loaded.world_model.n_updates > model.world_model.n_updates
+
+
+def test_a_denoiser_of_ones_own_is_used_and_saved(tmp_path: Path) -> None:
+    class OneStepDenoiser(nn.Module):
+        def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, depth: int):
+            super().__init__()
+            self.shape = (horizon, width, depth)
+            self.layer = nn.Linear(2 * observation_dim + 1 + action_dim, observation_dim + 1)
+
+        def forward(self, noisy: th.Tensor, time: th.Tensor, start: th.Tensor, actions: th.Tensor) -> th.Tensor:
+            start = start[:, None].expand(-1, noisy.shape[1], -1)
+            return self.layer(th.cat([noisy, start, actions], dim=-1))
+
+    world_model_kwargs = {"network": OneStepDenoiser, "width": 7}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"world_model_kwargs": world_model_kwargs}).learn(64)
+    assert model.rollout_buffer.n_imagined > 0
+    model.save(tmp_path / "model")
+    loaded = AGDPPO.load(tmp_path / "model", env=model.env, device="cpu")
+    assert loaded.world_model.networks["denoiser"].shape == (SMALL["horizon"], 7, 2)
+    starts = model.env.reset()
+    assert np.array_equal(model.imagine(starts, seed=1).observations, loaded.imagine(starts, seed=1).observations)
+    loaded.learn(64)
+    assert loaded.world_model.n_updates > model.world_model.n_updates
+
+
+def test_parameters_of_a_file_bring_a_trained_world_model(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    model.save(tmp_path / "model")
+    other = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"world_model_warmup": 1000})
+    other.set_parameters(tmp_path / "model")
+    other.learn(32)
+    assert other.rollout_buffer.n_imagined > 0 and other.world_model.n_updates == model.world_model.n_updates
+
+
+def test_loads_without_an_environment(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", guidance=ExponentialAdvantageGuide(), **SMALL).learn(64)
+    model.save(tmp_path / "model")
+    loaded = AGDPPO.load(tmp_path / "model", device="cpu")
+    assert loaded.imagine(np.zeros((2, 3))).rewards.shape == (2, SMALL["horizon"])
+
+
+def test_a_model_loaded_without_environment_imagines_with_the_normalisation_it_was_trained_with(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", VecNormalize(make_vec_env("Pendulum-v1", 2)), **SMALL).learn(128)
+    model.save(tmp_path / "model")
+    starts = np.array([[1.0, 0.0, 2.0]])
+    expected = model.imagine(starts, guidance="eag", seed=1)
+    loaded = AGDPPO.load(tmp_path / "model", device="cpu")
+    loaded.save(tmp_path / "again")
+    segments = AGDPPO.load(tmp_path / "again", device="cpu").imagine(starts, guidance="eag", seed=1)
+    assert np.array_equal(segments.observations, expected.observations)
+    assert np.array_equal(segments.actions, expected.actions)
+
+
+def test_an_environment_to_evaluate_in_leaves_rewards_in_the_units_of_the_critic() -> None:
+    model = AGDPPO("MlpPolicy", VecNormalize(make_vec_env("Pendulum-v1", 2)), **SMALL).learn(128)
+    rewards = th.tensor([-8.0, -1.0])
+    expected = model.imagination.agent.rewards(rewards)
+    assert expected[0] > -8
+    model.env.training = model.env.norm_reward = False
+    assert th.equal(model.imagination.agent.rewards(rewards), expected)
+    # Training with raw rewards is another matter
+    model.learn(64, reset_num_timesteps=False)
+    assert th.equal(model.imagination.agent.rewards(rewards), rewards)
+
+
+def test_transitions_are_saved_and_loaded(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    model.save_replay_buffer(tmp_path / "folder" / "transitions")
+    loaded = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
+    loaded.load_replay_buffer(tmp_path / "folder" / "transitions")
+    assert len(loaded.replay_buffer) == 64
+    assert np.array_equal(loaded.replay_buffer.observations, model.replay_buffer.observations)
+    loaded.learn(64)
+    assert len(loaded.replay_buffer) == 128
+
+
+def test_a_corrupt_file_of_transitions_is_named_and_changes_nothing(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    model.save_replay_buffer(tmp_path / "good.npz")
+    content = (tmp_path / "good.npz").read_bytes()
+    for name, damaged in (("truncated.npz", content[: len(content) // 2]), ("text.npz", b"text"), ("empty.npz", b"")):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=name):
+            model.load_replay_buffer(tmp_path / name)
+    assert len(model.replay_buffer) == 64
+    other = AGDPPO("MlpPolicy", "CartPole-v1", **SMALL)
+    with pytest.raises(ValueError, match="observation dimensions is 3, here it is 4"):
+        other.load_replay_buffer(tmp_path / "good.npz")
+
+
+def test_warm_starts_from_a_ppo_file(tmp_path: Path) -> None:
+    ppo = PPO("MlpPolicy", "Pendulum-v1", policy_kwargs=SMALL["policy_kwargs"], n_steps=32, device="cpu").learn(32)
+    ppo.save(tmp_path / "ppo")
+    with pytest.raises(ValueError, match="set_parameters"):
+        AGDPPO.load(tmp_path / "ppo")
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
+    model.set_parameters(tmp_path / "ppo", exact_match=False)
+    assert all(th.equal(a, b) for a, b in zip(ppo.policy.parameters(), model.policy.parameters(), strict=True))
+    # The other way round
+    model.learn(64).save(tmp_path / "agdppo")
+    with pytest.raises(Exception, match="world_model"):
+        PPO.load(tmp_path / "agdppo")
+    ppo.policy.load_state_dict(model.policy.state_dict())
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("guidance", "sigmoid"),
+        ("guidance", 3),
+        ("guidance_scale", -1.0),
+        ("guidance_scale", float("nan")),
+        ("horizon", 0),
+        ("horizon", 2.5),
+        ("synthetic_ratio", -0.1),
+        ("synthetic_ratio", "many"),
+        ("synthetic_ratio", lambda progress: -progress),
+        ("real_data_ratio", 1.0),
+        ("real_data_ratio", -0.1),
+        ("real_data_ratio", "0.5"),
+        ("min_advantage_correlation", -1.5),
+        ("min_advantage_correlation", 1.0),
+        ("min_advantage_correlation", float("nan")),
+        ("min_advantage_correlation", "0.5"),
+        ("n_denoising_steps", 0),
+        ("sampler", "euler"),
+        ("world_model_gradient_steps", 0),
+        ("world_model_batch_size", 0),
+        ("world_model_learning_rate", 0.0),
+        ("world_model_warmup", -1),
+        ("real_steps_per_update", 0),
+        ("real_steps_per_update", 2.5),
+        ("buffer_size", 5),
+        ("world_model_kwargs", {"hiden": 3}),
+        ("termination_fn", "rule"),
+        ("rollout_buffer_class", sb3_agd.agdppo.rollout_buffer.RolloutBuffer),
+    ],
+)
+def test_a_wrong_setting_is_refused_at_construction_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        AGDPPO("MlpPolicy", "Pendulum-v1", **{name: value})
+
+
+@pytest.mark.parametrize("kwargs", [{"width": 0}, {"width": True}, {"depth": 0}, {"network": "unet"}, {"ema_decay": 1.0}])
+def test_a_wrong_world_model_argument_is_refused_at_construction_by_name(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"`{next(iter(kwargs))}`"):
+        AGDPPO("MlpPolicy", "Pendulum-v1", world_model_kwargs=kwargs)
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MultiInputPolicy", "CnnPolicy"])
+@pytest.mark.parametrize(
+    "space, advice",
+    [
+        (spaces.Box(0, 255, (36, 36, 3), dtype=np.uint8), "CnnPolicy"),
+        (spaces.Box(0, 1, (64, 64)), "CnnPolicy"),
+        (spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Discrete(2)}), "FlattenObservation"),
+    ],
+    ids=["image", "map", "dict"],
+)
+def test_images_and_dicts_are_refused_at_construction(policy: str, space: spaces.Space, advice: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s)observation space.*{advice}"):
+        AGDPPO(policy, ToyEnv(space))
+
+
+def test_discrete_spaces_that_do_not_begin_with_zero_are_refused_at_construction() -> None:
+    with pytest.raises(ValueError, match=r"observation space.*begin with 0"):
+        AGDPPO("MlpPolicy", ToyEnv(spaces.Discrete(3, start=1)))
+
+
+def test_a_world_model_that_was_never_trained_is_not_imagined_with() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
+    with pytest.raises(ValueError, match="The world model was not trained yet"):
+        model.imagine(np.zeros((2, 3)))
+
+
+def test_a_setting_that_the_world_model_was_built_with_cannot_change_unnoticed(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    for name, value in {"n_denoising_steps": 3, "buffer_size": 500, "world_model_kwargs": {"width": 7}}.items():
+        before = getattr(model, name)
+        setattr(model, name, value)
+        named = "width" if isinstance(value, dict) else name
+        with pytest.raises(ValueError, match=f"`{named}` was .* when the world model was built"):
+            model.learn(64)
+        setattr(model, name, before)
+    model.save(tmp_path / "model")
+    loaded = AGDPPO.load(tmp_path / "model", env=model.env, device="cpu", n_denoising_steps=3)
+    assert loaded.learn(64).world_model.n_denoising_steps == 3
+
+
+def test_imagine_refuses_bad_observations() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
+    for observations in (np.zeros(3), np.zeros((2, 4)), np.full((2, 3), np.nan)):
+        with pytest.raises(ValueError, match="`observations`"):
+            model.imagine(observations)
+
+
+@pytest.mark.parametrize("observation", [[3, 0], [0, -1], [0, 7], [1.7, 0.2]])
+def test_imagine_refuses_what_is_not_in_a_discrete_space(observation: list[float]) -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(spaces.MultiDiscrete([3, 3])), **SMALL)
+    with pytest.raises(ValueError, match=r"`observations` must be of MultiDiscrete\(\[3 3\]\)"):
+        model.imagine(np.array([observation]))
+
+
+def test_a_device_without_double_precision_is_refused() -> None:
+    model = PPO("MlpPolicy", "Pendulum-v1", device="cpu")
+    model.device = th.device("mps")
+    with pytest.raises(ValueError, match='MPS does not have: give `device="cpu"`'):
+        Imagination(model, {"buffer_size": 100})
+
+
+def test_guidance_that_would_do_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="`n_denoising_steps` must be at least 2 with `n_candidates=1`"):
+        AGDPPO("MlpPolicy", "Pendulum-v1", n_candidates=1, n_denoising_steps=1)
+    AGDPPO("MlpPolicy", "Pendulum-v1", n_candidates=1, n_denoising_steps=1, guidance="none")
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("episode_length", [1, 3, 50])
+def test_any_scale_and_short_episodes_and_constant_dimensions_train(scale: float, episode_length: int) -> None:
+    rng = np.random.default_rng(0)
+
+    def observe(step: int) -> np.ndarray:
+        return np.array([scale * rng.normal(), 7.0, scale * step], dtype=np.float32)
+
+    env = ToyEnv(
+        spaces.Box(-np.inf, np.inf, (3,)),
+        observe=observe,
+        episode_length=episode_length,
+        terminates=True,
+        reward=lambda step: scale * rng.normal(),
+    )
+    model = AGDPPO("MlpPolicy", env, **SMALL | {"n_steps": 30}).learn(120)
+    assert model.rollout_buffer.n_imagined > 0
+    for parameter in (*model.policy.parameters(), *model.world_model.parameters()):
+        assert th.isfinite(parameter).all()
+    segments = model.imagine(np.array([[0.0, 7.0, 0.0]]))
+    assert np.allclose(segments.observations[..., 1], 7.0)
+    assert np.isfinite(segments.observations).all()
+
+
+def test_numbers_may_be_numpys() -> None:
+    numbers = {"guidance_scale": np.float32(1), "synthetic_ratio": np.int64(2), "world_model_learning_rate": np.float32(1e-3)}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | numbers).learn(64)
+    assert model.rollout_buffer.n_imagined > 0
+
+
+def test_settings_that_a_callback_changes_take_effect_at_once() -> None:
+    class Switch(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps == 70:
+                self.model.synthetic_ratio = 4.0
+            return True
+
+        def _on_rollout_end(self) -> None:
+            counts.append(self.model.rollout_buffer.n_imagined)
+
+    counts: list[int] = []
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
+    model.learn(96, Switch())
+    assert counts == [2 * 32, 2 * 32, 4 * 32]
+    model.horizon = 2
+    with pytest.raises(ValueError, match="`horizon` was 4 when the world model was built"):
+        model.learn(32)
+
+
+def test_a_run_without_a_seed_repeats_what_global_seeds_repeat() -> None:
+    def run(seed: int) -> AGDPPO:
+        set_random_seed(seed)
+        model = AGDPPO("MlpPolicy", make_vec_env("Pendulum-v1", seed=0), **SMALL | {"seed": None})
+        return model.learn(96)
+
+    first, second, other = run(0), run(0), run(1)
+    for name in ("policy", "world_model"):
+        ours, theirs = (list(getattr(model, name).parameters()) for model in (first, second))
+        assert all(th.equal(*pair) for pair in zip(ours, theirs, strict=True))
+    assert not th.equal(
+        first.world_model.networks["denoiser"].state.weight, other.world_model.networks["denoiser"].state.weight
+    )
+
+
+def test_a_file_that_is_saved_again_has_the_present_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).save(tmp_path / "old")
+    monkeypatch.setattr("sb3_agd.agdppo.agdppo.FILE_FORMAT", 2)
+    AGDPPO.load(tmp_path / "old").save(tmp_path / "new")
+    data, _, _ = load_from_zip_file(tmp_path / "new")
+    assert data["file_format"] == 2
+
+
+def test_agdppo_has_the_arguments_and_defaults_of_its_callback() -> None:
+    ours, callbacks = (inspect.signature(each).parameters for each in (AGDPPO, GuidanceCallback))
+    names = set(callbacks) - {"progress_bar", "verbose"}
+    assert {name: ours[name].default for name in names} == {name: callbacks[name].default for name in names}
+
+
+def test_a_store_with_too_little_room_for_each_environment_is_refused() -> None:
+    with pytest.raises(ValueError, match="`buffer_size` 40 is too small: each of the 8 environments"):
+        AGDPPO("MlpPolicy", make_vec_env("Pendulum-v1", 8), **SMALL | {"buffer_size": 40})
+
+
+def test_no_start_state_is_refused() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+    with pytest.raises(ValueError, match="`observations` must hold at least one start state"):
+        model.imagine(np.zeros((0, 3)))
+
+
+def test_a_model_loaded_without_transitions_imagines_but_does_not_fit_on_a_handful(tmp_path: Path) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"world_model_warmup": 64}).learn(64)
+    model.save(tmp_path / "model")
+    loaded = AGDPPO.load(tmp_path / "model", env=model.env, device="cpu")
+    n_updates = loaded.world_model.n_updates.item()
+    loaded.learn(32)
+    assert loaded.rollout_buffer.n_imagined == 64 and loaded.world_model.n_updates == n_updates
+    loaded.learn(32, reset_num_timesteps=False)
+    assert loaded.world_model.n_updates == n_updates + 3
+
+
+@pytest.mark.parametrize("synthetic_ratio", [0, 1.0, lambda progress_remaining: progress_remaining])
+@pytest.mark.parametrize("batch_size, fits, fits_real_rows_alone", [(16, True, True), (64, True, False), (48, False, False)])
+def test_sb3s_advice_on_minibatches_is_given_unless_imagined_rows_fill_them(
+    synthetic_ratio: Any, batch_size: int, fits: bool, fits_real_rows_alone: bool
+) -> None:
+    arguments = SMALL | {"n_steps": 32, "batch_size": batch_size, "synthetic_ratio": synthetic_ratio}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        AGDPPO("MlpPolicy", "Pendulum-v1", **arguments)
+    advised = any("You have specified a mini-batch size" in str(warning.message) for warning in caught)
+    assert advised != (fits_real_rows_alone if synthetic_ratio == 0 else fits)
+
+
+def test_warnings_reach_those_who_turn_them_into_errors() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="truncated mini-batch of size 1"):
+            AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"n_steps": 64, "batch_size": 63})
+
+
+def test_the_setting_of_the_paper_works() -> None:
+    paper = {
+        "sampler": "ddpm",
+        "n_denoising_steps": 128,
+        "horizon": 10,
+        # Full width is left to the tests of the world model
+        "world_model_kwargs": {"network": "mlp", "width": 64, "depth": 6},
+        "world_model_gradient_steps": 1,
+        "world_model_batch_size": 8,
+        "synthetic_ratio": 1.0,
+        "guidance": "sag",
+        "guidance_scale": 3.0,
+        "n_candidates": 1,
+    }
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | paper).learn(64)
+    assert model.rollout_buffer.n_imagined == 32
+    # After two rollouts the critic explains nothing, and none of its values is credible: it guides nothing
+    model.imagination.state.critic_explained_variance = 1.0
+    model.imagination.state.value_range = (-math.inf, math.inf)
+    model.imagination.imagine_rows(SigmoidAdvantageGuide(), 3.0, 1, 32)
+    assert model.world_model.guidance_norm > 0
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+
+
+def test_after_a_long_rollout_the_policy_is_updated_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, train = [], PPO.train
+
+    def watched(model: AGDPPO) -> None:
+        buffer = model.rollout_buffer
+        imagined = buffer.imagined
+        assert imagined is not None
+        with th.no_grad():
+            _, log_prob, _ = model.policy.evaluate_actions(imagined.observations, imagined.actions)
+        # Imagined by the policy that is about to be updated
+        assert th.allclose(log_prob, imagined.old_log_prob, atol=1e-5)
+        real = next(buffer.get()).observations
+        rows.append((len(imagined.observations), len(real) - len(imagined.observations)))
+        train(model)
+
+    monkeypatch.setattr(PPO, "train", watched)
+    settings = SMALL | {"n_steps": 48, "real_data_ratio": 0, "real_steps_per_update": 32}
+    model = AGDPPO("MlpPolicy", make_vec_env("Pendulum-v1", 2), **settings).learn(2 * 96)
+    # Three rounds for each of two rollouts of 96 transitions: 64 imagined and 32 real ones each
+    assert rows == [(64, 32)] * 6
+    assert model._n_updates == 6 * SMALL["n_epochs"]
+    # Five times as many updates of the world model at first
+    assert model.world_model.n_updates == (5 + 5) * SMALL["world_model_gradient_steps"]
+
+
+def test_rounds_end_where_the_world_model_diverges(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, fits = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"real_steps_per_update": 8}), []
+    fit = model.imagination.fit
+
+    def diverging(*arguments: Any) -> dict[str, float]:
+        fits.append(arguments)
+        if len(fits) == 3:
+            raise FloatingPointError("It has diverged")
+        return fit(*arguments)
+
+    monkeypatch.setattr(model.imagination, "fit", diverging)
+    with pytest.warns(UserWarning, match="It has diverged"):
+        model.learn(32)
+    assert len(fits) == 3 and model._n_updates == 2 * SMALL["n_epochs"]
+
+
+def test_the_size_of_rounds_may_change_during_training() -> None:
+    class Whole(BaseCallback):
+        def _on_step(self) -> bool:
+            self.model.real_steps_per_update = 32 if self.num_timesteps > 32 else 16
+            return True
+
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64, Whole())
+    assert model._n_updates == (2 + 1) * SMALL["n_epochs"]
+
+
+def test_rounds_end_where_the_policy_diverges() -> None:
+    """As with PPO, the next step in the environment tells."""
+    one_update = {"n_epochs": 1, "batch_size": 1000, "real_steps_per_update": 8, "vf_coef": math.nan}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | one_update).learn(32)
+    assert model._n_updates == 1
+    with pytest.raises(ValueError, match="to satisfy the constraint"):
+        model.learn(32, reset_num_timesteps=False)

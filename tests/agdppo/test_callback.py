@@ -1,0 +1,266 @@
+"""The callback: when the world model is fitted and used, with which settings, and what is logged."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from environments import SMALL, ToyEnv
+from sb3_contrib import TRPO
+from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3.common.callbacks import CallbackList, EveryNTimesteps
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+
+from sb3_agd import AGDPPO, AugmentedRolloutBuffer, GuidanceCallback, Guide
+
+
+class KeptLog(KVWriter):
+    """Keeps all that is logged."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        self.rows.append(dict(key_values))
+
+    def close(self) -> None:
+        pass
+
+
+def test_the_callback_is_refused_where_it_does_not_see_each_step() -> None:
+    model = A2C("MlpPolicy", ToyEnv(), n_steps=32, rollout_buffer_class=AugmentedRolloutBuffer)
+    for callback in (GuidanceCallback(), CallbackList([GuidanceCallback()])):
+        with pytest.raises(ValueError, match="GuidanceCallback must see each step: within EveryNTimesteps"):
+            model.learn(64, EveryNTimesteps(32, callback))
+
+
+@pytest.mark.parametrize(
+    "synthetic_ratio, real_data_ratio, n_repeats",
+    [(8, 0.0, 1), (8, 0.05, 1), (8, 0.2, 2), (8, 0.3, 4), (8, 0.5, 8), (5, 0.2, 2), (16, 0.2, 4), (0.5, 0.2, 1)],
+)
+def test_real_rows_are_repeated_until_they_have_their_share(
+    synthetic_ratio: float, real_data_ratio: float, n_repeats: int
+) -> None:
+    settings = SMALL | {"synthetic_ratio": synthetic_ratio, "real_data_ratio": real_data_ratio}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **settings).learn(64)
+    rows = next(model.rollout_buffer.get(None))
+    assert len(rows.advantages) == 32 * n_repeats + 32 * synthetic_ratio
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, TRPO])
+def test_the_callback_works_alone_with_other_on_policy_algorithms(algorithm: Any) -> None:
+    settings = ("n_steps", "batch_size", "n_epochs", "policy_kwargs", "device", "seed")
+    callback = GuidanceCallback(**{key: value for key, value in SMALL.items() if key not in settings})
+    model = algorithm("MlpPolicy", "Pendulum-v1", n_steps=32, rollout_buffer_class=AugmentedRolloutBuffer, device="cpu")
+    model.learn(128, callback)
+    assert callback.world_model.n_updates > 0
+    assert model.rollout_buffer.n_imagined == 64
+    rows = next(model.rollout_buffer.get(None))
+    assert len(rows.advantages) == 32 + 64
+
+
+def test_the_callback_refuses_other_algorithms_and_buffers() -> None:
+    for model in (PPO("MlpPolicy", "Pendulum-v1", n_steps=32), SAC("MlpPolicy", "Pendulum-v1", buffer_size=100)):
+        with pytest.raises(ValueError, match="AugmentedRolloutBuffer"):
+            model.learn(32, GuidanceCallback())
+
+
+def test_the_callback_goes_on_with_a_model_loaded_from_a_file(tmp_path: Path) -> None:
+    settings = {"n_steps": 32, "rollout_buffer_class": AugmentedRolloutBuffer, "device": "cpu"}
+    callback = GuidanceCallback(horizon=4, world_model_warmup=0, world_model_gradient_steps=2)
+    first = A2C("MlpPolicy", "Pendulum-v1", **settings).learn(64, callback)
+    first.save(tmp_path / "model")
+    n_updates = callback.world_model.n_updates.item()
+    second = A2C.load(tmp_path / "model", env=first.env, device="cpu").learn(64, callback)
+    assert callback.imagination.model is second
+    assert callback.world_model.n_updates == n_updates + 2 * 2
+    # The windows of one run never reach into the other
+    assert len(callback.imagination.replay_buffer) == 128
+    steps = callback.imagination.replay_buffer.recent_transitions(1000)[1]
+    assert (np.diff(steps) == 2).sum() == 1
+    with pytest.raises(ValueError, match=r"used with `observation_space` Box.*make a new GuidanceCallback"):
+        A2C("MlpPolicy", "MountainCarContinuous-v0", **settings).learn(64, callback)
+
+
+def test_a_second_guidance_callback_is_refused() -> None:
+    with pytest.raises(ValueError, match="installs"):
+        AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(32, GuidanceCallback())
+
+
+def test_schedules_are_followed() -> None:
+    model = AGDPPO(
+        "MlpPolicy",
+        "Pendulum-v1",
+        **SMALL
+        | {
+            "synthetic_ratio": lambda progress: 4 * progress,
+            "guidance_scale": lambda progress: progress,
+            "world_model_learning_rate": lambda progress: 1e-3 * progress,
+        },
+    )
+    scales, counts = [], []
+    imagine_rows = model.imagination.imagine_rows
+
+    def spy(guide: Guide, scale: float, *args: Any) -> tuple[RolloutBufferSamples, float]:
+        rows, masked_share = imagine_rows(guide, scale, *args)
+        scales.append(scale)
+        counts.append(len(rows.advantages))
+        return rows, masked_share
+
+    model.imagination.imagine_rows = spy
+    model.learn(128)
+    # After each of the four rollouts, a quarter of the progress is used up; the last one leaves nothing to imagine
+    assert scales == [0.75, 0.5, 0.25]
+    assert counts == [3 * 32, 2 * 32, 32]
+    assert model.rollout_buffer.n_imagined == 0
+    assert model.world_model.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.25)
+
+
+def test_the_learning_rate_of_the_world_model_may_fall_to_zero() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"world_model_learning_rate": lambda progress: 1e-3 * progress})
+    assert model.learn(64).world_model.optimizer.param_groups[0]["lr"] == 0
+
+
+def test_a_ratio_of_less_than_one_row_is_plain_ppo() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"synthetic_ratio": 0.01}).learn(64)
+    assert model.rollout_buffer.n_imagined == 0 and model.world_model.n_updates == 0
+    callback = GuidanceCallback(synthetic_ratio=0.05, world_model_warmup=0, horizon=4)
+    A2C("MlpPolicy", "Pendulum-v1", rollout_buffer_class=AugmentedRolloutBuffer, device="cpu").learn(20, callback)
+    assert callback.world_model.n_updates == 0
+
+
+def test_a_full_store_is_warm_enough() -> None:
+    settings = SMALL | {"world_model_warmup": 1000, "buffer_size": 80}
+    model = AGDPPO("MlpPolicy", ToyEnv(episode_length=1), **settings).learn(32)
+    assert model.world_model.n_updates == 0
+    model.learn(32, reset_num_timesteps=False)
+    assert model.world_model.n_updates > 0
+
+
+def test_a_schedule_that_ends_at_zero_survives_a_rollout_beyond_the_end() -> None:
+    arguments = SMALL | {"synthetic_ratio": lambda progress: progress, "guidance_scale": lambda progress: progress}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **arguments).learn(40)
+    assert model.num_timesteps == 64
+    model.imagine(model.env.reset())
+
+
+def test_waits_for_the_warmup() -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"world_model_warmup": 65})
+    model.learn(64)
+    assert model.rollout_buffer.n_imagined == 0 and model.world_model.n_updates == 0
+    model.learn(32, reset_num_timesteps=False)
+    assert model.rollout_buffer.n_imagined == 64 and model.world_model.n_updates == 5 * 3
+
+
+@pytest.mark.parametrize("n_candidates", [1, 4])
+def test_logs_its_figures(n_candidates: int) -> None:
+    recorder = KeptLog()
+    model = AGDPPO("MlpPolicy", "CartPole-v1", **SMALL | {"n_candidates": n_candidates})
+    model.set_logger(Logger(None, [recorder]))
+    model.learn(128)
+    expected = {
+        "world_model_loss",
+        "termination_loss",
+        "held_out_error_first",
+        "held_out_error",
+        "n_imagined",
+        "masked_share",
+        "imagined_advantage_mean",
+        "real_advantage_mean",
+        "critic_explained_variance",
+        "imagined_termination_rate",
+        "real_termination_rate",
+        "advantage_correlation",
+        "fit_time_share",
+        "imagine_time_share",
+        # Several particles are chosen from, not moved
+        *(["guidance_norm"] if n_candidates == 1 else []),
+    }
+    last = recorder.rows[-1]
+    assert expected == {key.removeprefix("agd/") for key in last if key.startswith("agd/")}
+    assert all(np.isfinite(last[f"agd/{key}"]) for key in expected)
+    assert 0 < last["agd/fit_time_share"] + last["agd/imagine_time_share"] < 1
+
+
+def test_figures_of_imagination_are_not_logged_without_it() -> None:
+    recorder = KeptLog()
+    arguments = SMALL | {"n_candidates": 1, "synthetic_ratio": lambda progress: 1.0 if progress > 0.5 else 0.0}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **arguments)
+    model.set_logger(Logger(None, [recorder]))
+    model.learn(128)
+    for figure in ("guidance_norm", "masked_share"):
+        assert [f"agd/{figure}" in row for row in recorder.rows if "agd/n_imagined" in row] == [True, False, False, False]
+
+
+def test_tells_when_imagination_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    AGDPPO("MlpPolicy", "Pendulum-v1", verbose=1, **SMALL | {"world_model_warmup": 64}).learn(128)
+    assert capsys.readouterr().out.count("Imagination begins after 64 steps") == 1
+
+
+def unpredictable_env() -> ToyEnv:
+    """A task whose rewards follow from a number of the step that no observation shows."""
+    return ToyEnv(reward=lambda step: float(np.sin(step**2)))
+
+
+def learn_in_unpredictable_world(n_rollouts: int, **arguments: Any) -> tuple[AGDPPO, list[int], list[str]]:
+    """
+    :return: The agent, the number of imagined rows in the update after each rollout, and all warnings
+    """
+    recorder = KeptLog()
+    model = AGDPPO("MlpPolicy", **{"env": unpredictable_env()} | SMALL | {"world_model_gradient_steps": 20} | arguments)
+    model.set_logger(Logger(None, [recorder]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.learn(n_rollouts * SMALL["n_steps"])
+    imagined = [row["agd/n_imagined"] for row in recorder.rows if "agd/n_imagined" in row]
+    return model, imagined, [str(warning.message) for warning in caught]
+
+
+def test_imagination_that_has_nothing_to_do_with_reality_pauses() -> None:
+    # The first rollout is not tested on: there is no world model yet
+    _, imagined, messages = learn_in_unpredictable_world(n_rollouts=24)
+    assert [n > 0 for n in imagined] == [True] * 20 + [False] * 4
+    assert sum("Imagination pauses" in message for message in messages) == 1
+
+
+@pytest.mark.parametrize("arguments", [{"min_advantage_correlation": -1}, {"env": "Pendulum-v1"}])
+def test_imagination_goes_on_where_it_is_reliable_or_must_not_pause(arguments: dict[str, Any]) -> None:
+    _, imagined, messages = learn_in_unpredictable_world(n_rollouts=24, **arguments)
+    assert all(n > 0 for n in imagined) and not any("Imagination pauses" in message for message in messages)
+
+
+def test_imagination_goes_on_once_it_is_reliable_again() -> None:
+    model, _, _ = learn_in_unpredictable_world(n_rollouts=24)
+    assert model.rollout_buffer.n_imagined == 0
+    model.imagination.state.correlations = (0.9,) * 20
+    model.learn(SMALL["n_steps"])
+    assert model.rollout_buffer.n_imagined > 0
+
+
+def test_a_paused_agent_is_still_paused_when_it_is_loaded(tmp_path: Path) -> None:
+    model, _, _ = learn_in_unpredictable_world(n_rollouts=24)
+    model.save(tmp_path / "agent")
+    loaded = AGDPPO.load(tmp_path / "agent", env=unpredictable_env())
+    with pytest.warns(UserWarning, match="Imagination pauses"):
+        loaded.learn(SMALL["n_steps"])
+    assert loaded.rollout_buffer.n_imagined == 0
+
+
+@pytest.mark.filterwarnings("ignore:Imagination pauses")
+def test_a_pause_changes_nothing_else(tmp_path: Path) -> None:
+    """What follows a pause is PPO's update of the real transitions, while the world model goes on learning."""
+    model, _, _ = learn_in_unpredictable_world(n_rollouts=22)
+    model.save(tmp_path / "agent")
+    parameters = []
+    for synthetic_ratio in (model.synthetic_ratio, 0):
+        settings = {"synthetic_ratio": synthetic_ratio, "min_advantage_correlation": 0.999}
+        agent = AGDPPO.load(tmp_path / "agent", env=unpredictable_env(), **settings)
+        n_updates = agent.world_model.n_updates.item()
+        agent.set_random_seed(0)
+        agent.learn(SMALL["n_steps"])
+        parameters.append([parameter.clone() for parameter in agent.policy.parameters()])
+        assert (agent.world_model.n_updates > n_updates) == (synthetic_ratio > 0)
+    assert all(th.equal(paused, without) for paused, without in zip(*parameters, strict=True))

@@ -1,0 +1,222 @@
+"""What is stored is what happened in the environments."""
+
+import inspect
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from environments import SMALL, ToyEnv
+from gymnasium import spaces
+from stable_baselines3 import A2C
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
+
+from sb3_agd import (
+    AGDPPO,
+    AugmentedRolloutBuffer,
+    GuidanceCallback,
+)
+from sb3_agd.world_model import Segments
+
+
+def recorded(env: ToyEnv, steps: int = 64) -> Segments:
+    """All transitions that AGDPPO stores while it trains in the environment."""
+    model = AGDPPO("MlpPolicy", env, **SMALL).learn(steps)
+    return model.replay_buffer.segments(*model.replay_buffer.recent_transitions(steps + steps), horizon=1)
+
+
+@pytest.mark.parametrize("terminates", [False, True])
+def test_truncations_are_no_terminations_and_the_last_state_is_not_the_reset_one(terminates: bool) -> None:
+    env = ToyEnv(episode_length=5, terminates=terminates, observe=lambda step: np.full(3, step / 10, dtype=np.float32))
+    transitions = recorded(env)
+    before, after = transitions.observations[:, 0, 0], transitions.observations[:, 1, 0]
+    assert len(before) == 64
+    assert np.allclose(after - before, 0.1)
+    last = np.isclose(after, 0.5)
+    assert np.array_equal(transitions.terminations[:, 0].numpy(), last & terminates)
+
+
+def test_rewards_are_stored_without_the_value_that_sb3_adds_at_truncations() -> None:
+    transitions = recorded(ToyEnv(episode_length=5, terminates=False))
+    assert th.all(transitions.rewards == 1)
+
+
+def test_stores_raw_observations_and_rewards_under_vec_normalize() -> None:
+    env = VecNormalize(
+        DummyVecEnv([lambda: ToyEnv(episode_length=7, observe=lambda step: np.full(3, 100.0 + step, np.float32))])
+    )
+    model = AGDPPO("MlpPolicy", env, **SMALL).learn(64)
+    transitions = model.replay_buffer.segments(*model.replay_buffer.recent_transitions(200), horizon=1)
+    assert np.allclose(transitions.observations[:, 1] - transitions.observations[:, 0], 1.0, atol=1e-3)
+    assert th.all(transitions.rewards == 1)
+
+
+def test_stores_actions_as_the_environment_received_them() -> None:
+    env = ToyEnv(action_space=spaces.Box(-0.1, 0.1, (2,)))
+    transitions = recorded(env)
+    assert np.allclose(transitions.actions[:, 0].numpy(), np.stack(env.received))
+    assert np.abs(transitions.actions.numpy()).max() <= np.float32(0.1)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_bad_numbers_name_the_environment_and_the_step(value: float, what: str) -> None:
+    def observe(step: int) -> np.ndarray:
+        return np.full(3, value if what == "observation" and step == 10 else 0.5, dtype=np.float32)
+
+    def reward(step: int) -> float:
+        return value if what == "reward" and step == 10 else 1.0
+
+    good, bad = ToyEnv(), ToyEnv(observe=observe, reward=reward)
+    model = AGDPPO("MlpPolicy", DummyVecEnv([lambda: good, lambda: bad]), **SMALL)
+    with pytest.raises(ValueError, match=f"{what} in environment 1 at step 20"):
+        model.learn(64)
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize(("what", "step"), [("observation", 0), ("observation", 10), ("reward", 10)])
+def test_training_goes_on_with_vec_normalize_after_bad_numbers(what: str, step: int, stacked: bool) -> None:
+    bad = {what: step}
+    env = ToyEnv()
+    env.observe = lambda steps: np.full(3, np.nan if steps == env.total_steps == bad.get("observation") else 0.5, np.float32)
+    env.reward = lambda steps: np.nan if steps == bad.get("reward") else 1.0
+    normalize = VecNormalize(DummyVecEnv([lambda: env]))
+    model = AGDPPO("MlpPolicy", VecFrameStack(normalize, 2) if stacked else normalize, **SMALL)
+    with pytest.raises(ValueError, match=f"{what} in environment 0 at step {step}"):
+        model.learn(64)
+    bad.clear()
+    for statistics in (normalize.obs_rms, normalize.ret_rms):
+        assert np.isfinite(statistics.mean).all() and np.isfinite(statistics.var).all()
+    model.learn(64)
+    assert model.rollout_buffer.n_imagined > 0
+    assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
+
+
+def test_a_bad_action_names_the_environment_and_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whose next observation is bad then, too
+    model = AGDPPO("MlpPolicy", make_vec_env("Pendulum-v1", 2), **SMALL)
+    forward = model.policy.forward
+
+    def bad(observations: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        actions, values, log_probs = forward(observations)
+        actions[1, 0] = np.nan if model.num_timesteps == 18 else 0.0
+        return actions, values, log_probs
+
+    monkeypatch.setattr(model.policy, "forward", bad)
+    with pytest.raises(ValueError, match="action in environment 1 at step 20"):
+        model.learn(64)
+
+
+class AddedOutside(VecEnvWrapper):
+    """Adds to what VecNormalize puts out."""
+
+    def reset(self) -> np.ndarray:
+        return self.venv.reset() + 5
+
+    def step_wait(self) -> Any:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations + 5, rewards + 100, dones, infos
+
+
+def test_what_a_wrapper_around_vec_normalize_puts_out_is_what_counts() -> None:
+    env = AddedOutside(VecNormalize(DummyVecEnv([ToyEnv])))
+    model = AGDPPO("MlpPolicy", env, gamma=0.5, **SMALL).learn(64)
+    buffer = model.rollout_buffer
+    assert buffer.returns.min() > 100
+    assert buffer.imagined is not None
+    assert buffer.imagined.observations.mean().item() == pytest.approx(buffer.observations.mean(), abs=1)
+    low, high = model.imagination.state.value_range
+    assert low < buffer.returns.min() and buffer.returns.max() < high
+
+
+def test_rewards_that_a_callback_adds_to_reach_the_policy_as_they_are() -> None:
+    class Bonus(BaseCallback):
+        def _on_step(self) -> bool:
+            self.locals["rewards"] += 0.25
+            return True
+
+    model = AGDPPO("MlpPolicy", ToyEnv(episode_length=10, terminates=True), gamma=0.5, **SMALL).learn(64, Bonus())
+    assert np.all(model.rollout_buffer.rewards == 1.25)
+
+
+@pytest.mark.parametrize("last", [5.0, 500.0])
+def test_a_clipped_last_state_is_told(last: float) -> None:
+    def observe(step: int) -> np.ndarray:
+        return np.full(3, last if step == 10 else step / 5, dtype=np.float32)
+
+    env = VecNormalize(DummyVecEnv([lambda: ToyEnv(spaces.Box(-1e3, 1e3, (3,)), episode_length=10, observe=observe)]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = AGDPPO("MlpPolicy", env, **SMALL).learn(32)
+    told = any("VecNormalize has clipped the last state" in str(warning.message) for warning in caught)
+    highest = model.replay_buffer.observations[0, : model.replay_buffer.position[0]].max()
+    assert told == (highest < last)
+    assert told == (last == 500)
+
+
+def test_an_environment_that_hides_the_last_state_of_an_episode_is_named() -> None:
+    class Hiding(VecEnvWrapper):
+        def reset(self) -> np.ndarray:
+            return self.venv.reset()
+
+        def step_wait(self) -> Any:
+            observations, rewards, dones, infos = self.venv.step_wait()
+            return observations, rewards, dones, [{} for _ in infos]
+
+    env = Hiding(DummyVecEnv([lambda: ToyEnv(episode_length=50), lambda: ToyEnv(episode_length=10)]))
+    with pytest.raises(ValueError, match=r"Environment 1 .*ended at step 20.*terminal_observation"):
+        AGDPPO("MlpPolicy", env, **SMALL).learn(64)
+
+
+def make_counter() -> ToyEnv:
+    """Its observations say how many steps of the episode are over, in thousandths."""
+    return ToyEnv(episode_length=1000, observe=lambda step: np.full(3, step / 1000, dtype=np.float32))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("mover", ["reset", "evaluation", "training without the callback", "training that was stopped"])
+def test_no_transition_is_made_up_where_others_have_moved_the_environments(mover: str, normalize: bool) -> None:
+    env: VecEnv = DummyVecEnv([make_counter])
+    if normalize:
+        env = VecNormalize(env)
+    guidance = {name: value for name, value in SMALL.items() if name in inspect.signature(GuidanceCallback).parameters}
+    callback = GuidanceCallback(**guidance)
+    model = A2C("MlpPolicy", env, n_steps=16, rollout_buffer_class=AugmentedRolloutBuffer, device="cpu", seed=0)
+    if mover == "training that was stopped":
+        stop = ConvertCallback(lambda local_variables, _: local_variables["self"].num_timesteps < 39)
+        model.learn(64, [GuidanceCallback(**guidance), stop])
+    else:
+        model.learn(64, callback)
+    if mover == "reset":
+        model.env.reset()
+    elif mover == "evaluation":
+        evaluate_policy(model, model.env, n_eval_episodes=1, warn=False)
+    elif mover == "training without the callback":
+        model.learn(40, reset_num_timesteps=False)
+    model.learn(64, callback, reset_num_timesteps=False)
+    store = callback.imagination.replay_buffer
+    env_indices, rows = store.recent_transitions(1000)
+    steps = (
+        (1000 * store.observations[env_indices, rows, 0]).round(),
+        (1000 * store.observations[env_indices, rows + 1, 0]).round(),
+    )
+    assert len(rows) == (64 if mover == "training that was stopped" else 128)
+    assert np.array_equal(steps[1] - steps[0], np.ones(len(rows)))
+
+
+def test_the_ends_of_episodes_may_be_any_numbers() -> None:
+    class FloatDones(VecEnvWrapper):
+        def reset(self) -> Any:
+            return self.venv.reset()
+
+        def step_wait(self) -> Any:
+            observations, rewards, dones, infos = self.venv.step_wait()
+            return observations, rewards, dones.astype(np.float32), infos
+
+    model = AGDPPO("MlpPolicy", FloatDones(make_vec_env(ToyEnv)), **SMALL).learn(64)
+    assert model.rollout_buffer.n_imagined > 0

@@ -1,0 +1,328 @@
+"""AGDPPO's place in RL-Zoo: settings, search space, reference scores, the hub."""
+
+import argparse
+import inspect
+import itertools
+import math
+import pickle
+import runpy
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import rl_zoo3
+import torch as th
+import yaml
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import CheckpointCallback
+
+from sb3_agd import AGDPPO
+from sb3_agd.agdppo import ResumableCheckpointCallback
+from sb3_agd.zoo import register
+from sb3_agd.zoo.cli import COMMANDS
+from sb3_agd.zoo.experiment_manager import HYPERPARAMS, AGDExperimentManager, find_config, passed_through_package
+from sb3_agd.zoo.plots import TASKS
+from sb3_agd.zoo.search_space import sample_agdppo_params
+
+MUJOCO = ["HalfCheetah", "Hopper", "Walker2d", "Reacher", "Ant", "Swimmer", "InvertedPendulum", "InvertedDoublePendulum"]
+ENVIRONMENTS = [*(f"{name}-v5" for name in MUJOCO), "Pendulum-v1", "CartPole-v1"]
+SHIPPED = {
+    "agdppo": ENVIRONMENTS,
+    "agdppo_paper": ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Reacher-v5"],
+    "ppo": ENVIRONMENTS,
+    "trpo": ENVIRONMENTS,
+    "sac": [env_id for env_id in ENVIRONMENTS if env_id != "CartPole-v1"],
+}
+# Policy settings that runs of AGDPPO speak for
+MEASURED = {("agdppo", "Hopper-v5", key) for key in ("gamma", "gae_lambda", "policy_kwargs")}
+MEASURED |= {("agdppo", "Walker2d-v5", "clip_range"), ("agdppo", "HalfCheetah-v5", "policy_kwargs")}
+# What the network, the advantages and the policy loss are made of
+POLICY_SETTINGS = ("normalize", "policy_kwargs", "gamma", "gae_lambda", "clip_range", "vf_coef", "max_grad_norm")
+register()
+# More than any study here has
+STUDY = ["--storage", "study.log", "--trial-id", "7"]
+
+
+class OwnCheckpoints(CheckpointCallback):
+    def __init__(self, save_freq: int):
+        super().__init__(save_freq, "own")
+
+
+def shipped(name: str) -> dict[str, dict[str, Any]]:
+    """Settings of all tasks in a shipped file."""
+    return yaml.safe_load((HYPERPARAMS / f"{name}.yml").read_text())
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"imagine"}))
+def test_every_command_has_the_help_of_the_zoo(command: str, command_line: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        command_line(command, "--help")
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert "--algo" in out or command in ("benchmark", "plot-from-file")
+    assert "agdppo" in out or "plot" in command or "plots" in command or command == "benchmark"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "n_threads"),
+    [
+        ("--algo agdppo", ["1"]),
+        ("--algo=agdppo", ["1"]),
+        ("--algo agdppo --num-threads 2", ["2"]),
+        ("--algo agdppo --num-threads=2", []),
+        ("--algo ppo", []),
+        ("--algo ppo -f agdppo", []),
+        ("-n 32", []),
+    ],
+)
+def test_agdppo_trains_on_one_thread_unless_told_otherwise(
+    arguments: str, n_threads: list[str], command_line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(runpy, "run_module", lambda *_, **__: seen.extend(sys.argv))
+    command_line("train", *arguments.split())
+    assert [after for option, after in itertools.pairwise(seen) if option == "--num-threads"] == n_threads
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train", "--n-time-steps", "3"], "unrecognized arguments: --n-time-steps 3"),
+        (["train", "-params", "guidance:eag"], "text in -params needs quotes of its own"),
+        (["train", "--algo", "agdppo", "-params", "horizon:0"], "`horizon` must be an integer of at least 1, not 0"),
+        (["train", "--algo", "agdppo", "-conf", "nowhere.yml"], "No such file or directory: 'nowhere.yml'"),
+        (["train", "--algo", "sac", "--env", "CartPole-v1"], "The algorithm only supports"),
+        (["train", "--gym-packages", "nowhere"], "No module named 'nowhere'"),
+        (["train", "--env", "Pendulum-v1", "--env-kwargs", "mass:3"], "got an unexpected keyword argument 'mass'"),
+        (
+            ["train", "--algo", "agdppo", *STUDY, "--study-name", "nothing"],
+            "study.log holds no study 'nothing' with a trial 7",
+        ),
+        (["train", "--algo", "agdppo", *STUDY, "--study-name", "empty"], "study.log holds no study 'empty' with a trial 7"),
+        (["enjoy", "--algo", "agdppo", "--env", "Hoper-v5", "-f", "logs"], "agdppo folder was not found"),
+        (["plot-from-file", "-i", "nowhere"], "No such file or directory: 'nowhere.pkl'"),
+    ],
+)
+def test_what_does_not_exist_is_refused_without_traceback(
+    arguments: list[str],
+    complaint: str,
+    command_line: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("study.log"))
+    optuna.create_study(storage=storage, study_name="empty")
+    with pytest.raises(SystemExit) as end:
+        command_line(*arguments)
+    assert end.value.code not in (0, None)
+    line = end.value.code if isinstance(end.value.code, str) else capsys.readouterr().err.removesuffix("\n")
+    assert complaint in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(("name", "env_id"), [(name, env_id) for name in SHIPPED for env_id in SHIPPED[name]])
+def test_shipped_settings_build_their_algorithm(name: str, env_id: str, tmp_path: Path) -> None:
+    algo = name.removesuffix("_paper")
+    config = f"{name}.yml" if name == "agdppo_paper" else None
+    manager = AGDExperimentManager(
+        argparse.Namespace(), algo, env_id, str(tmp_path), eval_freq=-1, verbose=0, device="cpu", config=config
+    )
+    assert manager.config == str(HYPERPARAMS / f"{name}.yml")
+    experiment = manager.setup_experiment()
+    assert experiment is not None
+    assert manager.n_timesteps > 0
+    if isinstance(experiment[0], AGDPPO):
+        assert isinstance(experiment[0].world_model_learning_rate, float)
+    experiment[0].env.close()
+
+
+@pytest.mark.parametrize(("algo", "n_tasks"), [("ppo", 10), ("trpo", 7), ("sac", 6)])
+def test_baselines_have_the_values_of_the_zoo_wherever_it_has_any(algo: str, n_tasks: int) -> None:
+    theirs = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / f"{algo}.yml").read_text())
+    compared = set()
+    for env_id, settings in shipped(algo).items():
+        for version in ("v1", "v2", "v4"):
+            for key, value in theirs.get(f"{env_id.split('-')[0]}-{version}", {}).items():
+                assert settings[key] == value, (env_id, key)
+                compared.add(env_id)
+    assert len(compared) == n_tasks
+
+
+@pytest.mark.parametrize("name", ["agdppo", "agdppo_paper"])
+def test_agdppo_shares_the_policy_settings_of_ppo(name: str) -> None:
+    baseline = shipped("ppo")
+    for env_id in SHIPPED[name]:
+        ours, theirs = shipped(name)[env_id], baseline[env_id]
+        for key in POLICY_SETTINGS:
+            if (name, env_id, key) not in MEASURED:
+                assert ours.get(key) == theirs.get(key), (env_id, key)
+
+
+def test_ratio_and_scale_may_fall_linearly() -> None:
+    initials = {"synthetic_ratio": 16, "guidance_scale": 0.15, "world_model_learning_rate": 3e-3, "learning_rate": 3e-4}
+    settings = {name: f"lin_{initial}" for name, initial in initials.items()} | {"gamma": 0.9}
+    settings = AGDExperimentManager._preprocess_schedules(settings)
+    for name, initial in initials.items():
+        assert [settings[name](progress) for progress in (1.0, 0.5, 0.0)] == [initial, initial / 2, 0]
+    AGDPPO("MlpPolicy", "CartPole-v1", **settings)
+    assert AGDExperimentManager._preprocess_schedules({"synthetic_ratio": 8}) == {"synthetic_ratio": 8}
+    with pytest.raises(ValueError, match=r"`synthetic_ratio` must be a number, or text such as lin_16.*not 'cos_16'"):
+        AGDExperimentManager._preprocess_schedules({"synthetic_ratio": "cos_16"})
+
+
+@pytest.mark.parametrize(("fault", "ours"), [("policy", False), ("update", False), ("rule", True)])
+def test_an_error_is_this_packages_only_if_its_code_was_at_work(fault: str, ours: bool) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", n_steps=32, world_model_warmup=0, termination_fn=lambda *_: np.zeros(3))
+    if fault == "update":
+        model.vf_coef, model.real_steps_per_update, model.termination_fn = math.nan, 8, None
+        model._setup_model()
+    if fault == "policy":
+        # As after an update with hyperparameters that make it diverge
+        model.policy.load_state_dict(
+            {name: th.full_like(tensor, th.nan) for name, tensor in model.policy.state_dict().items()}
+        )
+    with pytest.raises(ValueError, match="`termination_fn`" if fault == "rule" else "to satisfy the constraint") as error:
+        model.learn(64)
+    assert passed_through_package(error.value.__traceback__) == ours
+
+
+def test_a_users_own_checkpoints_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {
+        "CartPole-v1": {"n_timesteps": 64, "policy": "MlpPolicy", "callback": [{"test_zoo.OwnCheckpoints": {"save_freq": 9}}]}
+    }
+    arguments = argparse.Namespace(save_replay_buffer=False)
+    manager = AGDExperimentManager(
+        arguments, "agdppo", "CartPole-v1", str(tmp_path), config="own.yml", save_freq=32, eval_freq=-1
+    )
+    (tmp_path / "own.yml").write_text(yaml.safe_dump(settings))
+    manager.setup_experiment()
+    assert [type(callback) for callback in manager.callbacks] == [OwnCheckpoints, ResumableCheckpointCallback]
+
+
+def test_interrupted_processes_do_not_cost_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = AGDExperimentManager(argparse.Namespace(), "agdppo", "CartPole-v1", str(tmp_path))
+
+    def close() -> None:
+        raise BrokenPipeError("these processes have ended")
+
+    def interrupted(*_: Any) -> None:
+        close()
+
+    def failed(*_: Any) -> None:
+        try:
+            raise RuntimeError("a process has died")
+        finally:
+            close()
+
+    def disconnected(*_: Any) -> None:
+        raise ConnectionError("a callback has lost its server")
+
+    # By the class itself: the zoo's name for it is ours once AGDPPO is registered
+    (zoos,) = AGDExperimentManager.__bases__
+    monkeypatch.setattr(zoos, "learn", interrupted)
+    manager.learn(PPO("MlpPolicy", "CartPole-v1"))
+    for learn, error in ((failed, RuntimeError), (disconnected, ConnectionError)):
+        monkeypatch.setattr(zoos, "learn", learn)
+        with pytest.raises(error, match=r"a .* has"):
+            manager.learn(PPO("MlpPolicy", "CartPole-v1"))
+
+
+def test_the_users_file_comes_first_and_the_zoos_last(tmp_path: Path) -> None:
+    assert find_config("own.yml", "ppo", "Hopper-v5") == "own.yml"
+    assert find_config("own.package", "agdppo", "Hopper-v5") == "own.package"
+    assert find_config("agdppo_paper.yml", "agdppo", "Hopper-v5") == str(HYPERPARAMS / "agdppo_paper.yml")
+    assert find_config(None, "ppo", "Hopper-v5") == str(HYPERPARAMS / "ppo.yml")
+    assert find_config(None, "ppo", "MountainCar-v0") is None
+    assert find_config(None, "a2c", "Hopper-v5") is None
+    # The zoo has no file for it
+    assert find_config(None, "agdppo", "MountainCar-v0") == str(HYPERPARAMS / "agdppo.yml")
+
+
+def test_sampled_settings_are_plain_arguments_of_the_algorithm() -> None:
+    arguments = inspect.signature(AGDPPO).parameters
+    own = set(arguments) - set(inspect.signature(PPO).parameters)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(20):
+        trial = study.ask()
+        sampled = sample_agdppo_params(trial, 3, 1, {})
+        assert set(sampled) <= set(arguments)
+        assert {name: value for name, value in trial.params.items() if name in own} == {
+            name: value for name, value in sampled.items() if name in own
+        }
+        assert rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER["agdppo"](trial.params) == sampled
+        AGDPPO("MlpPolicy", "Pendulum-v1", device="cpu", **sampled)
+
+
+def test_plots_are_normalised_with_the_scores_of_the_mujoco_tasks(
+    tmp_path: Path, command_line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rliable import library
+
+    scores = {"HalfCheetah-v5": (-274.0, 5800.0), "Walker": (1.0, 3500.0), "Reacher": (-43.4, -4.1)}
+    results: dict[str, Any] = {
+        env: {
+            "AGDPPO": {
+                "timesteps": np.array([1, 2]),
+                "mean": np.array(ends),
+                "std_error": np.zeros(2),
+                "last_evals": np.array(ends),
+                "mean_per_eval": np.array([ends, ends]),
+            }
+        }
+        for env, ends in scores.items()
+    }
+    results["results_table"] = {"headers": [], "value_matrix": [[]]}
+    (tmp_path / "results.pkl").write_bytes(pickle.dumps(results))
+    normalised: list[np.ndarray] = []
+
+    def stop(scores: dict[str, np.ndarray], *args: Any, **kwargs: Any) -> None:
+        normalised.append(scores["AGDPPO"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(library, "get_interval_estimates", stop)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    with pytest.raises(KeyboardInterrupt):
+        command_line("plot-from-file", "-i", str(tmp_path / "results.pkl"), "--rliable", "--skip-timesteps")
+    np.testing.assert_allclose(normalised[0], [[0.0] * 3, [1.0] * 3])
+
+
+def test_reference_scores_cover_all_names_of_the_mujoco_tasks() -> None:
+    assert {task for task in TASKS.values()} == {f"{name}-v5" for name in MUJOCO}
+    assert all(TASKS[name] == TASKS[f"{name}-v5"] == f"{name}-v5" for name in MUJOCO)
+    # The zoo's own short names
+    assert TASKS["Half"] == "HalfCheetah-v5" and TASKS["Walker"] == "Walker2d-v5"
+
+
+def test_an_agent_goes_to_the_hub_and_comes_back(
+    tmp_path: Path, command_line: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = tmp_path / "hub"
+
+    class FolderInPlaceOfTheHub:
+        def create_repo(self, repo_id: str, **kwargs: Any) -> str:
+            return repo_id
+
+        def snapshot_download(self, repo_id: str, local_dir: Path) -> None:
+            local_dir.mkdir(parents=True)
+
+        def upload_folder(self, repo_id: str, folder_path: Path, **kwargs: Any) -> None:
+            shutil.copytree(folder_path, hub / repo_id)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", FolderInPlaceOfTheHub)
+    monkeypatch.setattr("huggingface_sb3.load_from_hub", lambda repo_id, file: str(hub / repo_id / file))
+    monkeypatch.chdir(tmp_path)
+    agent = ["--algo", "agdppo", "--env", "Hopper-v5"]
+    command_line("train", *agent, "-n", "32", "--eval-freq", "-1", "--device", "cpu", "-params", "n_steps:32")
+    command_line("push-to-hub", *agent, "-f", "logs", "-orga", "me", "--no-render")
+    command_line("load-from-hub", *agent, "-f", "loaded", "-orga", "me")
+    command_line("enjoy", *agent, "-f", "loaded", "--no-render", "-n", "100")
+    assert "loaded/agdppo/Hopper-v5_1" in capsys.readouterr().out
