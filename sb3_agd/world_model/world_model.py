@@ -452,7 +452,7 @@ class DiffusionWorldModel(nn.Module):
                 if not objective.requires_grad:
                     raise ValueError(
                         f"The objective of {type(guide).__name__} depends on neither observations nor rewards, so there is "
-                        "nothing to move. Choose among several segments instead: `n_candidates` above 1"
+                        "nothing to move. Select among several segments instead: `guidance_mode=\"select\"`"
                     )
                 (gradient,) = th.autograd.grad(objective.sum(), leaf)
             # The margin around the observed range is also the limit of what a guide may ask for

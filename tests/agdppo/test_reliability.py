@@ -528,7 +528,8 @@ def test_random_environments_train_without_errors_and_stay_finite(seed: int) -> 
         "batch_size": int(rng.integers(2, 60)),
         "horizon": int(rng.integers(1, 9)),
         "guidance": str(rng.choice(["sag", "eag", "reward", "none"])),
-        "n_candidates": int(rng.choice([1, 3])),
+        "guidance_mode": str(rng.choice(["gradient", "select"])),
+        "n_candidates": 3,
         "seed": seed,
     }
     model = AGDPPO("MlpPolicy", env, **SMALL | changes)

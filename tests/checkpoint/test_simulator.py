@@ -17,11 +17,11 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 
 from sb3_agd import AGDPPO, ExponentialAdvantageGuide
-from sb3_agd.imagination import imagination
 from sb3_agd.agdppo.guidance_probe import segment_advantages
 from sb3_agd.checkpoint.env_snapshot import Snapshot, env_layers
 from sb3_agd.checkpoint.simulator import Simulator
 from sb3_agd.experience.space_codecs import make_codec
+from sb3_agd.imagination import imagination
 from sb3_agd.world_model import Critic, Segments
 
 
