@@ -337,7 +337,7 @@ class AGDPPO(PPO):
             # closed before
             discard_stale_replies(env)
             self._last_obs = None
-            self.imagination.recorder.begin_episodes()
+            self.imagination.recorder.close_episodes()
             raise
 
     def train(self) -> None:
@@ -555,7 +555,7 @@ class AGDPPO(PPO):
             if isinstance(path, (str, pathlib.Path)):
                 file.close()
         if truncate_last_traj:
-            self.replay_buffer.end_episodes()
+            self.replay_buffer.close_episodes()
         self.imagination.transitions_loaded()
 
     def _excluded_save_params(self) -> list[str]:

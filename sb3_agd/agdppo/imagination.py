@@ -18,7 +18,8 @@ from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.value_bounds import UNKNOWN_RANGE, credible_range, generalized_advantages, real_advantages
 from sb3_agd.checkpoint.random_streams import seed_of_global_streams
 from sb3_agd.experience.recorder import TransitionRecorder
-from sb3_agd.experience.replay_buffer import ReplayBuffer, ReplaySegmentSource
+from sb3_agd.experience.replay_buffer import ReplayBuffer
+from sb3_agd.experience.segment_source import ReplaySegmentSource
 from sb3_agd.experience.space_codecs import make_codec
 from sb3_agd.experience.vec_normalize import Normalization, normalizing_wrapper
 from sb3_agd.world_model import Critic, DiffusionWorldModel, Guide, Segments
