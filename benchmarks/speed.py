@@ -30,6 +30,7 @@ from benchmarks.suite import RESULTS
 from sb3_agd import AGDPPO, AugmentedRolloutBuffer
 from sb3_agd.experience.replay_buffer import ARRAYS, ReplayBuffer
 from sb3_agd.experience.segment_source import ReplaySegmentSource
+from sb3_agd.imagination import Guidance
 from sb3_agd.world_model.guides import SigmoidAdvantageGuide
 
 Algorithm = TypeVar("Algorithm", bound=PPO)
@@ -40,7 +41,7 @@ REPETITIONS = 7
 PAPER: dict[str, Any] = {
     "sampler": "ddpm",
     "n_denoising_steps": 128,
-    "n_candidates": 1,
+    "guidance_mode": "gradient",
     "horizon": 10,
     "world_model_kwargs": {"network": "mlp", "width": 1024, "depth": 6},
 }
@@ -113,8 +114,19 @@ def imagination_task(agent: AGDPPO, n_segments: int) -> Callable[[], Any]:
     env_indices, rows = env_indices[chosen], rows[chosen]
     starts = th.as_tensor(imagination.replay_buffer.observations[env_indices, rows], device=agent.device)
     generator = imagination.generator(0)
-    scale = 1.0 if agent.n_candidates > 1 else 0.3
-    return lambda: imagination.imagine(starts, SigmoidAdvantageGuide(), scale, agent.n_candidates, generator)
+    settings = agent.settings
+    scale = 1.0 if settings.guidance_mode == "select" else 0.3
+    guidance = Guidance(SigmoidAdvantageGuide(), settings.guidance_mode, scale, settings.n_candidates)
+    return lambda: imagination.imagine(starts, guidance, generator)
+
+
+def imagined_per_start(agent: AGDPPO) -> int:
+    """
+    :param agent: The agent
+    :return: Transitions that it imagines from each start state
+    """
+    settings = agent.settings
+    return settings.horizon * (settings.n_candidates if settings.guidance_mode == "select" else 1)
 
 
 def fit_task(agent: AGDPPO, store: ReplayBuffer) -> Callable[[], Any]:
@@ -126,8 +138,8 @@ def fit_task(agent: AGDPPO, store: ReplayBuffer) -> Callable[[], Any]:
     generator, rng = agent.imagination.generator(0), np.random.default_rng(0)
 
     def fit() -> None:
-        source = ReplaySegmentSource(store, agent.horizon, RECENT, rng)
-        agent.world_model.fit(source, UPDATES, agent.world_model_batch_size, generator=generator)
+        source = ReplaySegmentSource(store, agent.settings.horizon, RECENT, rng)
+        agent.world_model.fit(source, UPDATES, agent.settings.world_model_batch_size, generator=generator)
 
     return fit
 
@@ -263,12 +275,12 @@ def main() -> None:
 
     matmul_rate = 2 * MATMUL_SIZE**3 / seconds["matmul"]
     small, large = (seconds[f"fit_{n}"] / UPDATES for n in STORE_SIZES)
-    rates = {name: n * imaginer.horizon * imaginer.n_candidates / seconds[name] for name, (imaginer, n) in imaginers.items()}
+    rates = {name: n * imagined_per_start(imaginer) / seconds[name] for name, (imaginer, n) in imaginers.items()}
     store = stores[max(STORE_SIZES)]
     n_rows = store.position.max() + 1
     stored_bytes = sum(getattr(store, name)[:, :n_rows].nbytes for name in ARRAYS) / len(store)
     # The candidates are imagined, and an unguided segment for each group of them
-    learned = rates["imagine"] / (agent.n_candidates + 1)
+    learned = rates["imagine"] / (agent.settings.n_candidates + 1)
     figures: dict[str, Any] = {
         "imagined transitions per second": rates["imagine"],
         "transitions to learn from, per second": learned,

@@ -1,26 +1,27 @@
-"""The callback that puts imagined segments into the rollout buffer before each update."""
+"""The callback that puts imagined segments into the rollout buffer before each policy update."""
 
+import itertools
 import math
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule
 from tqdm import tqdm
 
 from sb3_agd.agdppo.guidance_probe import GuidanceProbe
-from sb3_agd.agdppo.imagination import Imagination, ImaginationState
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.checkpoint.resume import check_sees_each_step, discard_stale_replies
+from sb3_agd.imagination.imagination import Imagination
+from sb3_agd.imagination.settings import Guidance, Settings
 from sb3_agd.world_model import DiffusionWorldModel, Guide
-from sb3_agd.world_model.guides import GUIDES
-from sb3_agd.world_model.world_model import TerminationFn, check_arguments, check_can_move, check_integer, check_number
+from sb3_agd.world_model.world_model import TerminationFn
 
 # The first fit takes this many times the updates of the later ones
 WARMUP_FITS = 5
@@ -28,62 +29,8 @@ WARMUP_FITS = 5
 # would have 1, untrained networks have up to about 10
 MAX_LOSS = 100.0
 AFTER_DIVERGENCE = "Training goes on without imagined data where this happens. Consider a lower `world_model_learning_rate`."
-# Rollouts whose correlations decide whether imagination is to be relied on
+# Rollouts whose correlations decide whether imagination can be relied on
 N_CORRELATIONS = 20
-# Settings that the world model is not built with, so that they may change during training
-CHANGEABLE = (
-    "guide",
-    "guidance_scale",
-    "n_candidates",
-    "synthetic_ratio",
-    "real_data_ratio",
-    "min_advantage_correlation",
-    "world_model_gradient_steps",
-    "world_model_batch_size",
-    "world_model_learning_rate",
-    "world_model_warmup",
-)
-# Arguments of the world model that have no keyword argument of their own
-WORLD_MODEL_KWARGS = {"network", "width", "depth", "ema_decay"}
-
-
-def make_guide(guidance: str | Guide) -> Guide | None:
-    """
-    :param guidance: Name of a guide, ``"none"``, or a guide
-    :return: The guide, ``None`` for no guidance
-    :raises ValueError: If there is no such guide
-    """
-    if isinstance(guidance, Guide):
-        return guidance
-    if guidance == "none":
-        return None
-    if not isinstance(guidance, str) or guidance not in GUIDES:
-        raise ValueError(f"`guidance` must be one of {[*GUIDES, 'none']} or an instance of `Guide`, not {guidance!r}")
-    return GUIDES[guidance]()
-
-
-def make_schedule(name: str, value: float | Schedule, positive: bool = False) -> Schedule:
-    """
-    :param name: Name of an argument
-    :param value: A number, or a function of the remaining progress (from 1 to 0)
-    :param positive: Whether zero is invalid at the start
-    :return: The schedule, which checks each of its values
-    :raises ValueError: If the value is not a finite number, or is negative
-    """
-
-    def check(number: Any, positive: bool = False) -> float:
-        valid = isinstance(number, (int, float, np.number)) and np.isfinite(number) and number >= 0
-        if not valid or (positive and number == 0):
-            expected = "a positive number" if positive else "a number of at least 0"
-            raise ValueError(f"`{name}` must be {expected} or a schedule of such numbers, not {number!r}")
-        return float(number)
-
-    if not callable(value):
-        check(value, positive)
-    # SB3 knows no numbers of numpy's
-    schedule = FloatSchedule(value if callable(value) else float(value))
-    check(schedule(1.0), positive)
-    return lambda progress_remaining: check(schedule(progress_remaining))
 
 
 class GuidanceCallback(BaseCallback):
@@ -91,43 +38,13 @@ class GuidanceCallback(BaseCallback):
     Learn a diffusion world model from the real rollouts and, before each policy update, augment the rollout buffer with
     imagined segments, from states chosen by the advantage of the current critic.
 
-    AGDPPO installs this callback by itself. It also works with other on-policy algorithms of SB3 and sb3-contrib,
-    such as A2C and TRPO, if they are created with ``rollout_buffer_class=AugmentedRolloutBuffer``.
+    AGDPPO installs this callback by itself. It also works with other on-policy algorithms of SB3 and sb3-contrib, such as
+    A2C and TRPO, if they are created with ``rollout_buffer_class=AugmentedRolloutBuffer``.
 
     Paper: https://arxiv.org/abs/2604.09035
 
-    :param guidance: Objective of guided segments: ``"sag"`` or ``"eag"`` (Sigmoid or Exponential Advantage Guidance),
-        ``"reward"``, ``"none"``, or a :class:`Guide` of your own
-    :param guidance_scale: Strength of the guidance, per standard deviation of the advantage: segments are reweighted by
-        ``exp(guidance_scale * objective)``. It is multiplied by the explained variance of the critic. It can be a
-        function of the remaining progress (from 1 to 0)
-    :param n_candidates: Candidate segments for each real start state. With more than 1, the guide draws one of them, with a
-        probability that grows with its objective. In training, a second segment is imagined without guidance from a random
-        state along it, and only that one is learned from. With 1, the guide moves the imagined states along the gradient of
-        its objective, and these segments are learned from, as in the paper
-    :param horizon: Number of transitions of an imagined segment, best 1, 2 or a multiple of 4, see
-        :class:`DiffusionWorldModel`
-    :param synthetic_ratio: Imagined transitions per real one in each update. It can be a function of the remaining
-        progress. With 0, the world model is not trained either
-    :param real_data_ratio: Share of the real transitions in each epoch, at least: where there are fewer, they are repeated.
-        What the world model does not predict, such as a rare fall, is in the real ones only
-    :param min_advantage_correlation: Imagination pauses while the advantages along imagined and along real segments with the
-        same actions correlate less than this, in the mean over the newest 20 rollouts: the policy learns from the real
-        transitions alone then. With -1 it never pauses
-    :param n_denoising_steps: Number of calls of the denoiser per segment. With few, samples are close to the mean of the
-        next-state distribution: use more in stochastic environments
-    :param sampler: ``"flow"`` (flow matching), ``"ddim"`` or ``"ddpm"``
-    :param world_model_gradient_steps: Updates of the world model per rollout (five times as many for the first)
-    :param world_model_batch_size: Segments per update of the world model
-    :param world_model_learning_rate: Learning rate of the world model. It can be a function of the remaining progress
-    :param world_model_warmup: Real transitions before the world model is first fitted and used
-    :param buffer_size: Rows for the real transitions that the world model is trained on, one for each and
-        one for the last state of each episode; the oldest are overwritten
-    :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``, ``width``, ``depth``,
-        ``ema_decay``)
-    :param termination_fn: The true rule of termination where it is known, in place of the learned one. It gets numpy
-        arrays ``(observations, actions, next_observations)`` in raw units with one row per transition and returns
-        one boolean per row
+    All arguments but the last two are the fields of :class:`Settings`, which documents them. They are attributes, too.
+
     :param progress_bar: Show a progress bar while the world model is fitted for the first time
     :param verbose: Verbosity level: 0 for no output, 1 to say when the world model is used for the first time
     :raises ValueError: If an argument is invalid
@@ -135,67 +52,53 @@ class GuidanceCallback(BaseCallback):
 
     def __init__(
         self,
-        guidance: str | Guide = "sag",
-        guidance_scale: float | Schedule = 1.0,
-        n_candidates: int = 4,
-        horizon: int = 8,
-        synthetic_ratio: float | Schedule = 8.0,
-        real_data_ratio: float = 0.2,
-        min_advantage_correlation: float = 0.25,
-        n_denoising_steps: int = 2,
-        sampler: str = "flow",
-        world_model_gradient_steps: int = 50,
-        world_model_batch_size: int = 128,
-        world_model_learning_rate: float | Schedule = 3e-3,
-        world_model_warmup: int = 1000,
-        buffer_size: int = 1_000_000,
-        world_model_kwargs: dict[str, Any] | None = None,
-        termination_fn: TerminationFn | None = None,
+        guidance: str | Guide = Settings.guidance,
+        guidance_mode: str = Settings.guidance_mode,
+        guidance_scale: float | Schedule = Settings.guidance_scale,
+        n_candidates: int = Settings.n_candidates,
+        horizon: int = Settings.horizon,
+        synthetic_ratio: float | Schedule = Settings.synthetic_ratio,
+        real_data_ratio: float = Settings.real_data_ratio,
+        min_advantage_correlation: float = Settings.min_advantage_correlation,
+        n_denoising_steps: int = Settings.n_denoising_steps,
+        sampler: str = Settings.sampler,
+        world_model_gradient_steps: int = Settings.world_model_gradient_steps,
+        world_model_batch_size: int = Settings.world_model_batch_size,
+        world_model_learning_rate: float | Schedule = Settings.world_model_learning_rate,
+        world_model_warmup: int = Settings.world_model_warmup,
+        buffer_size: int = Settings.buffer_size,
+        world_model_kwargs: dict[str, Any] | None = Settings.world_model_kwargs,
+        termination_fn: TerminationFn | None = Settings.termination_fn,
+        real_steps_per_update: int = Settings.real_steps_per_update,
         progress_bar: bool = False,
         verbose: int = 0,
     ):
+        # First of all, while the arguments are the only local variables
+        arguments = dict(locals())
         super().__init__(verbose)
-        self.guide = make_guide(guidance)
-        self.guidance_scale = make_schedule("guidance_scale", guidance_scale)
-        self.synthetic_ratio = make_schedule("synthetic_ratio", synthetic_ratio)
-        self.world_model_learning_rate = make_schedule("world_model_learning_rate", world_model_learning_rate, positive=True)
-        check_integer("n_candidates", n_candidates, 1)
-        check_integer("world_model_gradient_steps", world_model_gradient_steps, 1)
-        check_integer("world_model_batch_size", world_model_batch_size, 1)
-        check_integer("world_model_warmup", world_model_warmup, 0)
-        check_number("real_data_ratio", real_data_ratio, 0, below=1)
-        check_number("min_advantage_correlation", min_advantage_correlation, -1, below=1)
-        self.n_candidates = n_candidates
-        self.real_data_ratio = real_data_ratio
-        self.min_advantage_correlation = min_advantage_correlation
-        self.world_model_gradient_steps = world_model_gradient_steps
-        self.world_model_batch_size = world_model_batch_size
-        self.world_model_warmup = world_model_warmup
-        unknown = set(world_model_kwargs or {}) - WORLD_MODEL_KWARGS
-        if unknown:
-            raise ValueError(f"`world_model_kwargs` may hold {sorted(WORLD_MODEL_KWARGS)}, not {sorted(unknown)}")
-        # What the world model and the store are built with, and cannot change later
-        self.fixed_settings = {
-            "buffer_size": buffer_size,
-            "horizon": horizon,
-            "n_denoising_steps": n_denoising_steps,
-            "sampler": sampler,
-            "termination_fn": termination_fn,
-            **(world_model_kwargs or {}),
-        }
-        # The world model checks its own arguments: let it do so now rather than in the middle of training
-        check_arguments(self.fixed_settings)
-        if self.guide is not None and n_candidates == 1:
-            check_can_move(n_denoising_steps)
-        # A window and the state after it must fit into the ring
-        check_integer("buffer_size", buffer_size, horizon + 2)
+        vars(self).update({each.name: arguments[each.name] for each in fields(Settings)})
+        # Whose attributes the settings are, and whether its updates are divided into rounds: AGDPPO's
+        self._owner: Any = self
+        self._has_rounds = False
+        # As they were at the end of the newest rollout
+        self.settings = Settings.of(self)
         self.progress_bar = progress_bar
         self.imagination: Imagination | None = None
         self._seconds = {"fit": 0.0, "imagine": 0.0}
         self._iteration_start = time.perf_counter()
         self._warned_of: set[str] = set()
-        # Stays true where training ends with an exception
+        # Stays true if training ends with an exception
         self._is_training = False
+
+    def attach(self, model: Any) -> None:
+        """
+        Work for AGDPPO, by the settings that are its attributes, with the world model and the transitions that it has.
+
+        :param model: AGDPPO
+        """
+        self._owner = model
+        self._has_rounds = True
+        self.imagination = model.imagination
 
     @property
     def _buffer(self) -> AugmentedRolloutBuffer:
@@ -209,48 +112,6 @@ class GuidanceCallback(BaseCallback):
         assert self.imagination is not None, "The world model is built when training begins"
         return self.imagination.world_model
 
-    def build(self, model: OnPolicyAlgorithm, state: ImaginationState | None = None) -> Imagination:
-        """
-        Build the world model and the store of transitions for an algorithm.
-
-        :param model: The algorithm
-        :param state: State of an earlier run to go on from
-        :return: What the callback works with from now on
-        :raises ValueError: If the algorithm or its spaces are not supported
-        """
-        n_rows, n_needed = self.fixed_settings["buffer_size"], self.fixed_settings["horizon"] + 2
-        if n_rows // model.n_envs < n_needed:
-            raise ValueError(
-                f"`buffer_size` {n_rows} is too small: each of the {model.n_envs} environments needs room for "
-                f"`horizon` + 2 = {n_needed} transitions"
-            )
-        self.imagination = Imagination(model, self.fixed_settings, state)
-        return self.imagination
-
-    def go_on_with(self, imagination: Imagination) -> None:
-        """
-        :param imagination: World model and data to work with, built by an earlier callback
-        :raises ValueError: If it was built with other settings
-        """
-        for name in self.fixed_settings | imagination.settings:
-            before, now = imagination.settings.get(name), self.fixed_settings.get(name)
-            if before != now:
-                raise ValueError(
-                    f"`{name}` was {before} when the world model was built, and cannot be {now} now. To change it, make a new "
-                    "model, or save this one and give the new setting to `AGDPPO.load`"
-                )
-        self.imagination = imagination
-
-    def follow(self, other: "GuidanceCallback") -> None:
-        """
-        :param other: A callback whose settings count from now on
-        :raises ValueError: If the world model was built with others
-        """
-        assert self.imagination is not None
-        other.go_on_with(self.imagination)
-        for name in CHANGEABLE:
-            setattr(self, name, getattr(other, name))
-
     def _init_callback(self) -> None:
         check_sees_each_step(self)
         if not isinstance(self.model, OnPolicyAlgorithm) or not isinstance(self.model.rollout_buffer, AugmentedRolloutBuffer):
@@ -262,8 +123,7 @@ class GuidanceCallback(BaseCallback):
         if installed is not None and self.imagination is not installed:
             raise ValueError(f"{type(self.model).__name__} installs a GuidanceCallback by itself: give its arguments there")
         if self.imagination is None:
-            self.build(self.model)
-        assert self.imagination is not None
+            self.imagination = Imagination(self.model, self.settings)
         if self.imagination.model is not self.model:
             self.imagination.attach(self.model)
         self._probe = GuidanceProbe(self.imagination)
@@ -299,30 +159,57 @@ class GuidanceCallback(BaseCallback):
     def _on_step(self) -> bool:
         assert self.imagination is not None
         self.imagination.recorder.record(self.locals)
-        if self.guide is not None:
+        if self.settings.guide is not None:
             self._probe.record()
         return True
 
     def _on_rollout_end(self) -> None:
         imagination = self.imagination
         assert imagination is not None
+        settings = Settings.of(self._owner)
+        imagination.settings.check_successor(settings)
+        self.settings = settings
         imagination.finish_rollout(self._buffer)
         # Before it is trained on them
-        if self._n_rows > 0 and self.world_model.is_trained:
+        if self._n_imagined > 0 and self.world_model.is_trained:
             self._test(imagination)
         if self._make_usable(imagination):
             imagination.bound_values(self._buffer, self.locals["values"], self.locals["dones"])
             with self._timed("imagine"):
-                scale = self.guidance_scale(self._progress_remaining)
-                gains = self._probe.measure(self.guide, scale, self.n_candidates)
+                gains = self._probe.measure(self._guidance(imagination))
             self._record(gains)
             self._augment(imagination, 0)
         self._log(imagination, self._buffer)
 
+    def further_rounds(self) -> Iterator[int]:
+        """
+        The rounds of updates after the first, which begins with the end of the rollout. At the start of each, the world model
+        is trained further, and newly imagined transitions replace those of the round before.
+
+        :return: Their numbers. None if the first round had no imagined transitions, and so all of the real ones
+        """
+        if self._buffer.n_imagined > 0:
+            yield from itertools.takewhile(self._begin_round, range(1, self.n_rounds))
+
     @property
     def n_rounds(self) -> int:
         """Number of rounds that the algorithm updates the policy in after each rollout."""
-        return 1
+        if not self._has_rounds:
+            return 1
+        return max(1, round(self._buffer.buffer_size * self._buffer.n_envs / self.settings.real_steps_per_update))
+
+    def _begin_round(self, number: int) -> bool:
+        """
+        :param number: Number of a round after the first
+        :return: Whether it has imagined transitions. A policy that has diverged imagines nothing: as with PPO, its next real
+            step ends with an error
+        """
+        assert self.imagination is not None
+        is_finite = all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters())
+        if not is_finite or not self._make_usable(self.imagination):
+            return False
+        self._augment(self.imagination, number)
+        return self._buffer.n_imagined > 0
 
     @property
     def _progress_remaining(self) -> float:
@@ -330,39 +217,37 @@ class GuidanceCallback(BaseCallback):
         return max(0.0, 1.0 - self.num_timesteps / self.model._total_timesteps)
 
     @property
-    def _n_rows(self) -> int:
-        """Number of imagined transitions of a round: none also where a schedule comes close to 0 without getting there."""
-        n_real = self._buffer.buffer_size * self._buffer.n_envs
-        return round(self.synthetic_ratio(self._progress_remaining) * n_real / self.n_rounds)
+    def _synthetic_ratio(self) -> float:
+        """Present number of imagined transitions per real one."""
+        return self.settings.synthetic_ratio_at(self._progress_remaining)
 
-    def begin_round(self, number: int) -> bool:
-        """
-        Train the world model and put newly imagined transitions into the rollout buffer, in place of those of the round
-        before. Each round has its own part of the real ones.
+    @property
+    def _n_imagined(self) -> int:
+        """Number of transitions to imagine in a round: none also if a schedule comes close to 0 without getting there."""
+        return round(self._synthetic_ratio * self._buffer.buffer_size * self._buffer.n_envs / self.n_rounds)
 
-        :param number: Number of a round after the first, which is 0 and begins with the end of the rollout
-        :return: Whether there are imagined transitions
+    def _guidance(self, imagination: Imagination) -> Guidance:
         """
-        assert self.imagination is not None
-        if not self._make_usable(self.imagination):
-            return False
-        self._augment(self.imagination, number)
-        return self._buffer.n_imagined > 0
+        :param imagination: World model and data
+        :return: Present guidance, scaled by the explained variance of the critic
+        """
+        guidance = self.settings.guidance_at(self._progress_remaining)
+        return replace(guidance, scale=imagination.effective_guidance_scale(guidance.scale))
 
     def _make_usable(self, imagination: Imagination) -> bool:
         """
         Train the world model, if that is due.
 
         :param imagination: World model and data
-        :return: Whether transitions are to be imagined with it. Otherwise, the update has to do with the real ones
+        :return: Whether the world model can be used for this update
         """
-        if self._n_rows == 0:
+        if self._n_imagined == 0:
             return False
         # A model loaded without its transitions imagines at once, but must not forget on a handful of new ones
-        usable = self.world_model.is_trained
-        if imagination.replay_buffer.holds(self.world_model_warmup):
-            usable = self._fit(imagination, self._progress_remaining)
-        return usable and self._is_reliable(imagination)
+        is_usable = self.world_model.is_trained
+        if imagination.replay_buffer.holds(self.settings.world_model_warmup):
+            is_usable = self._fit(imagination)
+        return is_usable and self._is_reliable(imagination)
 
     def _augment(self, imagination: Imagination, number: int) -> None:
         """
@@ -372,14 +257,13 @@ class GuidanceCallback(BaseCallback):
         :param number: Number of the round, from 0
         """
         # Up to rounding errors, the lowest number that is enough
-        ratio = self.synthetic_ratio(self._progress_remaining)
-        n_repeats = max(1, math.ceil(ratio * self.real_data_ratio / (1 - self.real_data_ratio) - 1e-9))
+        share = self.settings.real_data_ratio
+        n_repeats = max(1, math.ceil(self._synthetic_ratio * share / (1 - share) - 1e-9))
         with self._timed("imagine"):
-            scale = self.guidance_scale(self._progress_remaining)
-            rows, masked = imagination.imagine_rows(self.guide, scale, self.n_candidates, self._n_rows)
+            rows, masked = imagination.imagine_rows(self._guidance(imagination), self._n_imagined)
         self._buffer.augment(rows, imagination.state.rng, n_repeats, number, self.n_rounds)
         self._record({"masked_share": masked})
-        if self.n_candidates == 1:
+        if self.settings.guidance_mode == "gradient":
             self._record({"guidance_norm": self.world_model.guidance_norm})
 
     def _record(self, figures: dict[str, float]) -> None:
@@ -414,10 +298,10 @@ class GuidanceCallback(BaseCallback):
     def _is_reliable(self, imagination: Imagination) -> bool:
         """
         :param imagination: World model and data
-        :return: Whether imagination has had something to do with reality lately, or was not tested often enough to tell
+        :return: Whether imagined advantages have correlated with real ones lately, or too few rollouts are known to say
         """
         correlations = imagination.state.correlations
-        if len(correlations) < N_CORRELATIONS or np.mean(correlations) >= self.min_advantage_correlation:
+        if len(correlations) < N_CORRELATIONS or np.mean(correlations) >= self.settings.min_advantage_correlation:
             return True
         self._warn_once(
             "correlation",
@@ -437,27 +321,22 @@ class GuidanceCallback(BaseCallback):
             warnings.warn(message, stacklevel=2)
         self._warned_of.add(kind)
 
-    def _fit(self, imagination: Imagination, progress_remaining: float) -> bool:
+    def _fit(self, imagination: Imagination) -> bool:
         """
         Train the world model on all stored transitions.
 
         :param imagination: World model and data
-        :param progress_remaining: Remaining progress, from 1 to 0
-        :return: Whether it worked and left a model that knows anything: if not, this rollout has to do with real data only
+        :return: Whether the world model can be used: if not, this update has real transitions only
         """
-        first = not self.world_model.is_trained
-        gradient_steps = self.world_model_gradient_steps * (WARMUP_FITS if first else 1)
+        settings, first = self.settings, not self.world_model.is_trained
+        gradient_steps = settings.world_model_gradient_steps * (WARMUP_FITS if first else 1)
+        learning_rate = settings.world_model_learning_rate_at(self._progress_remaining)
         with (
             self._timed("fit"),
             tqdm(desc="World model warm-up", total=gradient_steps, disable=not (first and self.progress_bar)) as bar,
         ):
             try:
-                losses = imagination.fit(
-                    gradient_steps,
-                    self.world_model_batch_size,
-                    self.world_model_learning_rate(progress_remaining),
-                    bar.update,
-                )
+                losses = imagination.fit(gradient_steps, settings.world_model_batch_size, learning_rate, bar.update)
             except FloatingPointError as error:
                 self._warn_once("divergence", f"{error}. Its last good weights are restored. {AFTER_DIVERGENCE}")
                 return False

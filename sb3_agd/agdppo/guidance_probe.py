@@ -9,11 +9,12 @@ import torch as th
 from gymnasium.wrappers import RecordVideo
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_agd.agdppo.imagination import Imagination
 from sb3_agd.checkpoint.env_snapshot import Snapshot, env_layers, simulators
 from sb3_agd.checkpoint.simulator import Simulator
 from sb3_agd.experience.vec_normalize import without_passive_wrappers
-from sb3_agd.world_model import Critic, Guide, Segments
+from sb3_agd.imagination.imagination import Imagination
+from sb3_agd.imagination.settings import NO_GUIDANCE, Guidance
+from sb3_agd.world_model import Critic, Segments
 
 # The gain of guidance is measured in every so many rollouts, from so many states, with so many segments from each
 PROBE_INTERVAL = 10
@@ -87,27 +88,24 @@ class GuidanceProbe:
         if not snapshot.left_out:
             self.starts.append((simulator, snapshot, self.imagination.recorder.current_observations[index]))
 
-    def measure(self, guide: Guide | None, guidance_scale: float, n_candidates: int) -> dict[str, float]:
+    def measure(self, guidance: Guidance) -> dict[str, float]:
         """
-        :param guide: The guide, ``None`` for none
-        :param guidance_scale: Strength of the guidance where the critic explains all of the returns
-        :param n_candidates: See :meth:`Imagination.imagine`
+        :param guidance: Guidance by the present critic
         :return: ``claimed_gain`` and ``true_gain``: by how much guidance raises the advantage of a segment, as imagined and
             as it is in the simulator, in standard deviations of the one-step advantage. Empty if there is nothing to measure
         """
         # Some environments build another simulator for each episode
         starts, self.starts = [start for start in self.starts if start[0].is_present()], []
         imagination = self.imagination
-        scale = imagination.effective_guidance_scale(guidance_scale)
-        if not starts or guide is None or scale == 0:
+        if not starts or not (guidance.selects or guidance.moves):
             return {}
         states = np.stack([state for _, _, state in starts]).repeat(PROBE_SEGMENTS, axis=0)
         # A stream of its own: training is the same with and without measuring
         generator = imagination.generator(imagination.model.num_timesteps)
         gains = {"claimed_gain": 0.0, "true_gain": 0.0}
-        for sign, used in ((1, guide), (-1, None)):
+        for sign, used in ((1, guidance), (-1, NO_GUIDANCE)):
             tensor = th.as_tensor(states, device=imagination.model.device)
-            segments, _ = imagination.imagine(tensor, used, scale, n_candidates, generator)
+            segments, _ = imagination.imagine(tensor, used, generator)
             gains["claimed_gain"] += sign * self._mean_advantage(segments)
             try:
                 replayed = self._replay(starts, segments)

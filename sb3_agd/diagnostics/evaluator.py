@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from sb3_agd.agdppo import AGDPPO
 from sb3_agd.agdppo.guidance_probe import segment_advantages
-from sb3_agd.agdppo.policy_adapter import FixedNoisePolicy
-from sb3_agd.agdppo.value_bounds import discounted_returns
 from sb3_agd.checkpoint.env_snapshot import Snapshot
 from sb3_agd.checkpoint.simulator import Simulator
 from sb3_agd.experience.replay_buffer import ReplayBuffer
-from sb3_agd.world_model import Guide, Segments
+from sb3_agd.imagination import Guidance
+from sb3_agd.imagination.policy_adapter import FixedNoisePolicy
+from sb3_agd.imagination.value_bounds import discounted_returns
+from sb3_agd.world_model import Segments
 
 # Steps of real episodes from one start state to the next
 STRIDE = 25
@@ -137,17 +138,16 @@ class Evaluator:
         same = th.equal(simulator.replay(snapshots, recorded).observations, recorded.observations)
         return StartStates(recorded.observations[:, 0], recorded, snapshots if same else None)
 
-    def evaluate(self, start_states: StartStates, guide: Guide | None, guidance_scale: float) -> Outcome:
+    def evaluate(self, start_states: StartStates, guidance: Guidance) -> Outcome:
         """
         Imagine segments and see what comes of their actions.
 
         :param start_states: Start states
-        :param guide: The guide, ``None`` for none
-        :param guidance_scale: Strength of the guidance
+        :param guidance: The guidance, its scale taken as it is
         :return: What was imagined and what really happens
         """
         starts = start_states.states.repeat_interleave(SAMPLES, dim=0)
-        imagined, _ = self.imagination.imagine(starts, guide, guidance_scale, self.model.n_candidates, self.generator)
+        imagined, _ = self.imagination.imagine(starts, guidance, self.generator)
         claimed = self._advantages(imagined)
         if start_states.snapshots is None:
             return Outcome(imagined, None, claimed, None, None)
@@ -155,7 +155,7 @@ class Evaluator:
         real = self.simulator.replay(snapshots, imagined)
         trials = list(zip(snapshots, imagined.actions.cpu().numpy(), strict=True))
         # The longest part. Shown on terminals only
-        bar = tqdm(trials, desc=f"Segments carried out, {'unguided' if guide is None else 'guided'}", disable=None)
+        bar = tqdm(trials, desc=f"Segments carried out, {'unguided' if guidance.guide is None else 'guided'}", disable=None)
         returns = [self._monte_carlo(snapshot, actions) for snapshot, actions in bar]
         return Outcome(
             imagined,

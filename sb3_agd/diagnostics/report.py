@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import numpy as np
 import torch as th
 
 from sb3_agd.agdppo import AGDPPO
-from sb3_agd.agdppo.callback import make_guide, make_schedule
 from sb3_agd.diagnostics.evaluator import Evaluator, Outcome, StartStates
 from sb3_agd.diagnostics.figures import plot_advantages, plot_dimensions, plot_errors
 from sb3_agd.diagnostics.video import film
+from sb3_agd.imagination import NO_GUIDANCE
 from sb3_agd.world_model import Guide, Segments
 
 GUIDED, UNGUIDED = "guided", "unguided"
@@ -55,24 +56,25 @@ def imagination_report(
     """
     if n_starts < 2:
         raise ValueError(f"`n_starts` must be at least 2, not {n_starts}")
-    guide = make_guide(model.guidance if guidance is None else guidance)
+    settings = model.settings
+    chosen = settings.guidance_at(max(0.0, model._current_progress_remaining), guidance, guidance_scale)
     if guidance_scale is None:
-        schedule = make_schedule("guidance_scale", model.guidance_scale)
-        guidance_scale = model.imagination.effective_guidance_scale(schedule(max(0.0, model._current_progress_remaining)))
+        chosen = replace(chosen, scale=model.imagination.effective_guidance_scale(chosen.scale))
     evaluator = Evaluator(model, make_env, seed)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     start_states = evaluator.collect_start_states(n_starts)
     outcomes = {
-        GUIDED: evaluator.evaluate(start_states, guide, guidance_scale),
-        UNGUIDED: evaluator.evaluate(start_states, None, 0.0),
+        GUIDED: evaluator.evaluate(start_states, chosen),
+        UNGUIDED: evaluator.evaluate(start_states, NO_GUIDANCE),
     }
     report: dict[str, Any] = {
         "env": evaluator.env.spec.id if evaluator.env.spec is not None else type(evaluator.env.unwrapped).__name__,
         "timesteps": model.num_timesteps,
-        "guidance": type(guide).__name__ if guide is not None else None,
-        "guidance_scale": guidance_scale,
-        "n_candidates": model.n_candidates,
+        "guidance": type(chosen.guide).__name__ if chosen.guide is not None else None,
+        "guidance_mode": chosen.mode,
+        "guidance_scale": chosen.scale,
+        "n_candidates": chosen.n_candidates,
         "horizon": evaluator.horizon,
         "n_starts": n_starts,
         "seed": seed,
@@ -90,7 +92,7 @@ def imagination_report(
     }
     (folder / "report.json").write_text(json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n")
     if n_filmed > 0:
-        obstacle = film(evaluator, guide, guidance_scale, n_filmed, folder / "video.mp4")
+        obstacle = film(evaluator, chosen, n_filmed, folder / "video.mp4")
         if obstacle is not None:
             warnings.warn(f"No video: {obstacle}", stacklevel=2)
     return report

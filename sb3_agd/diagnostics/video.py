@@ -9,7 +9,7 @@ import torch as th
 from PIL import Image, ImageDraw
 
 from sb3_agd.diagnostics.evaluator import Evaluator
-from sb3_agd.world_model import Guide
+from sb3_agd.imagination import Guidance
 
 LABEL_POSITION = (12, 10)
 LABEL_SIZE = 22
@@ -61,13 +61,12 @@ def labelled(frame: np.ndarray, text: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def film(evaluator: Evaluator, guide: Guide | None, guidance_scale: float, n_segments: int, file: Path) -> str | None:
+def film(evaluator: Evaluator, guidance: Guidance, n_segments: int, file: Path) -> str | None:
     """
     Film segment after segment. Each is imagined from the real state that the one before it led to.
 
     :param evaluator: Model and environment, which must be at rest
-    :param guide: The guide, ``None`` for none
-    :param guidance_scale: Strength of the guidance
+    :param guidance: The guidance, its scale taken as it is
     :param n_segments: Number of segments
     :param file: Where to save the video
     :return: What stands against a video, ``None`` if there is one
@@ -94,13 +93,8 @@ def film(evaluator: Evaluator, guide: Guide | None, guidance_scale: float, n_seg
         return f"MuJoCo cannot render here ({error}). On a machine without a display, try MUJOCO_GL=egl"
     n_skipped = getattr(inner, "observation_structure", {}).get("skipped_qpos", 0)
     for _ in range(n_segments):
-        segments, _ = evaluator.imagination.imagine(
-            th.as_tensor(state, device=evaluator.model.device)[None],
-            guide,
-            guidance_scale,
-            evaluator.model.n_candidates,
-            evaluator.generator,
-        )
+        start = th.as_tensor(state, device=evaluator.model.device)[None]
+        segments, _ = evaluator.imagination.imagine(start, guidance, evaluator.generator)
         imagined = segments.map(lambda tensor: tensor[0].cpu().numpy())
         skipped = inner.data.qpos[:n_skipped].copy()
         for step, action in enumerate(imagined.actions):

@@ -29,7 +29,7 @@ from sb3_agd import (
     RewardGuide,
     SigmoidAdvantageGuide,
 )
-from sb3_agd.agdppo.imagination import Imagination
+from sb3_agd.imagination.imagination import Imagination
 
 
 def test_exports_the_public_names() -> None:

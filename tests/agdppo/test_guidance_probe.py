@@ -16,9 +16,10 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 
 from sb3_agd import AGDPPO, ExponentialAdvantageGuide
-from sb3_agd.agdppo import guidance_probe, imagination
+from sb3_agd.agdppo import guidance_probe
 from sb3_agd.agdppo.guidance_probe import segment_advantages
 from sb3_agd.checkpoint.simulator import Simulator
+from sb3_agd.imagination import NO_GUIDANCE, Guidance, imagination
 from sb3_agd.world_model import Critic, Segments
 
 
@@ -105,9 +106,7 @@ def test_a_probe_leaves_shared_attributes_shared_and_untouched(monkeypatch: pyte
     assert env.envs[0].shared is shared and shared["steps"] == 160
 
 
-def test_unpicklable_environments_are_not_probed(
-    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_unpicklable_environments_are_not_probed(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
     shared = {"steps": 0}
     env = DummyVecEnv([lambda: Curriculum(gym.make("Hopper-v5"), shared, log=(step for step in range(10)))])
     _, rows = train(env, monkeypatch, 1)
@@ -145,12 +144,11 @@ def test_the_true_gain_is_the_claimed_one_if_the_world_model_is_the_simulator(mo
 
     probe_starts = list(probe.starts)
     monkeypatch.setattr(model.imagination, "imagine", imagine)
-    gains = probe.measure(ExponentialAdvantageGuide(), 5.0, 4)
+    gains = probe.measure(Guidance(ExponentialAdvantageGuide(), "select", 5.0, 4))
     assert gains["claimed_gain"] == pytest.approx(gains["true_gain"], abs=1e-5)
     assert gains["true_gain"] > 0
-    # A critic that explains nothing guides nothing
-    model.imagination.state.critic_explained_variance, probe.starts = 0.0, probe_starts
-    assert probe.measure(ExponentialAdvantageGuide(), 5.0, 4) == {}
+    probe.starts = probe_starts
+    assert probe.measure(NO_GUIDANCE) == {}
 
 
 class Scaled(VecEnvWrapper):

@@ -180,9 +180,7 @@ def make_counter() -> ToyEnv:
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("mover", ["reset", "evaluation", "training without the callback", "training that was stopped"])
-def test_no_false_transition_is_stored_if_other_code_moves_the_environments(
-    mover: str, normalize: bool
-) -> None:
+def test_no_false_transition_is_stored_if_other_code_moves_the_environments(mover: str, normalize: bool) -> None:
     env: VecEnv = DummyVecEnv([make_counter])
     if normalize:
         env = VecNormalize(env)

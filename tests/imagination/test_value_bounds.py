@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_agd import (
     AGDPPO,
 )
-from sb3_agd.agdppo.value_bounds import generalized_advantages
+from sb3_agd.imagination.value_bounds import generalized_advantages
 
 
 def test_advantages_of_imagined_rows_are_those_of_sb3s_buffer() -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from sb3_agd import (
     AGDPPO,
 )
-from sb3_agd.agdppo.policy_adapter import FixedNoisePolicy
+from sb3_agd.imagination.policy_adapter import FixedNoisePolicy
 
 
 @pytest.mark.parametrize("action_space", [*SPACES[:2], spaces.Box(np.array([-3.0, 10.0]), np.array([1.0, 20.0])), *SPACES[3:]])

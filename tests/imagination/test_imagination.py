@@ -23,7 +23,7 @@ from sb3_agd import (
     Guide,
     SigmoidAdvantageGuide,
 )
-from sb3_agd.agdppo.imagination import states_along
+from sb3_agd.imagination.imagination import states_along
 from sb3_agd.world_model import Critic, Segments
 from sb3_agd.world_model.segments import mask_after_termination
 
@@ -240,7 +240,7 @@ def test_the_critic_is_trusted_as_far_as_it_explains_the_returns() -> None:
 
 
 def test_imagination_starts_from_recent_states(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_agd.agdppo.imagination.RECENT_ROWS", 16)
+    monkeypatch.setattr("sb3_agd.imagination.imagination.RECENT_ROWS", 16)
     numbers = itertools.count()
     env = ToyEnv(spaces.Box(0, 1e3, (1,)), episode_length=1000, observe=lambda _: np.array([next(numbers)], dtype=np.float32))
     model = AGDPPO("MlpPolicy", env, **SMALL).learn(64)
@@ -439,7 +439,7 @@ def test_guides_see_values_within_the_bound_in_the_unit_of_real_advantages() -> 
 
 def test_the_unit_of_advantages_follows_the_real_ones_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     deviations = iter([1.0, 2.0, 2.0])
-    monkeypatch.setattr("sb3_agd.agdppo.imagination.real_advantages", lambda _: np.array([-1.0, 1.0]) * next(deviations))
+    monkeypatch.setattr("sb3_agd.imagination.imagination.real_advantages", lambda _: np.array([-1.0, 1.0]) * next(deviations))
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
     units = [model.learn(32, reset_num_timesteps=False).imagination.state.advantage_std for _ in range(3)]
     assert units == pytest.approx([1.0, 1.1, 1.19])

@@ -7,50 +7,43 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 from torch.nn import functional as F
 
-from sb3_agd.agdppo.policy_adapter import FixedNoisePolicy, PolicyAdapter, check_distribution
-from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
-from sb3_agd.agdppo.value_bounds import UNKNOWN_RANGE, credible_range, generalized_advantages, real_advantages
 from sb3_agd.checkpoint.random_streams import seed_of_global_streams
 from sb3_agd.experience.recorder import TransitionRecorder
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.segment_source import ReplaySegmentSource
 from sb3_agd.experience.space_codecs import make_codec
 from sb3_agd.experience.vec_normalize import Normalization, normalizing_wrapper
-from sb3_agd.world_model import Critic, DiffusionWorldModel, Guide, Segments
+from sb3_agd.imagination.policy_adapter import FixedNoisePolicy, PolicyAdapter, check_distribution
+from sb3_agd.imagination.rollout_rows import rollout_rows
+from sb3_agd.imagination.settings import NO_GUIDANCE, Guidance, Settings
+from sb3_agd.imagination.value_bounds import (
+    UNKNOWN_RANGE,
+    bound_values,
+    credible_range,
+    real_advantages,
+    transitions_for_returns,
+)
+from sb3_agd.world_model import Critic, DiffusionWorldModel, Segments
 from sb3_agd.world_model.guides import select_candidates
 
-# Imagination starts from states among this many newest rows of the store: older ones come from policies that are no more
+# Imagination starts from states among this many newest rows of the replay buffer: older ones come from older policies
 RECENT_ROWS = 20_000
 # The world model is trained on this many newest rollouts in particular. Values are bounded by their returns, or by those
 # of a minimum of transitions
 RECENT_ROLLOUTS = 20
 MIN_RETURN_TRANSITIONS = 2_000
-# ... and at least by so many times 1 / (1 - gamma) steps of each environment, or of so many steps: before that, returns are
-# only a part of what goes on
-RETURN_HORIZONS = 5
-MAX_RETURN_STEPS = 10_000
-# Windows of the newest rollout that the world model is tested on before it sees them
+# Segments of the newest rollout that the world model is tested on before it sees them
 HELD_OUT_SEGMENTS = 256
 # Advantages that differ less than this from their mean, in standard deviations of past rollouts, are all the same
 SAME_ADVANTAGE = 1e-4
 # Weight of the newest rollout in the running deviation of the advantage
 ADVANTAGE_STD_RATE = 0.1
-
-
-def chooses(guide: Guide | None, guidance_scale: float, n_candidates: int) -> bool:
-    """
-    :param guide: The guide, ``None`` for none
-    :param guidance_scale: Strength of the guidance
-    :param n_candidates: Number of candidates
-    :return: Whether the guide chooses among candidates and does not move states
-    """
-    return guide is not None and guidance_scale > 0 and n_candidates > 1
 
 
 @dataclass
@@ -60,7 +53,7 @@ class ImaginationState:
 
     :param rng: Private source of all randomness of the world model and of imagination
     :param advantage_std: Running standard deviation of the one-step advantage on real data, in the critic's units
-    :param critic_explained_variance: Explained variance of the critic on the newest rollout, at least 0: a factor of the guidance
+    :param critic_explained_variance: Of the newest rollout, at least 0: a factor of the guidance scale
     :param value_range: Lowest and highest credible value, in the critic's units: it bounds the values and value targets of
         real and imagined rows, and those that guides see
     :param normalization: Normalisation that the agent was trained with: a model loaded without environment needs it
@@ -80,18 +73,24 @@ class Imagination:
     World model, store of real transitions and agent, and what they do together.
 
     :param model: The algorithm
-    :param settings: Arguments of :class:`DiffusionWorldModel`, and ``buffer_size``, the rows of the store over all
-        environments
+    :param settings: The settings
     :param state: State of an earlier run to go on from, ``None`` to start afresh with the seed of the algorithm
-    :raises ValueError: If the spaces, the distribution of the actions or the device are not supported
+    :raises ValueError: If the spaces, the distribution of the actions or the device are not supported, or the replay buffer
+        is too small
     """
 
     def __init__(
         self,
         model: OnPolicyAlgorithm,
-        settings: dict[str, Any],
+        settings: Settings,
         state: ImaginationState | None = None,
     ):
+        n_needed = settings.horizon + 2
+        if settings.buffer_size // model.n_envs < n_needed:
+            raise ValueError(
+                f"`buffer_size` {settings.buffer_size} is too small: each of the {model.n_envs} environments needs room for "
+                f"`horizon` + 2 = {n_needed} transitions"
+            )
         self.observation_codec = make_codec(model.observation_space, "observation")
         self.action_codec = make_codec(model.action_space, "action")
         check_distribution(model.policy)
@@ -107,8 +106,8 @@ class Imagination:
         # Counts as long as there are too few transitions to tell the range anew
         self.earlier_range = self.state.value_range
         sizes = self.observation_codec.size, self.action_codec.size
-        arguments = settings | {"termination_fn": self._in_raw_units(settings.get("termination_fn"))}
-        self.replay_buffer = ReplayBuffer(arguments.pop("buffer_size"), model.n_envs, *sizes)
+        arguments = settings.world_model_arguments() | {"termination_fn": self._in_raw_units(settings.termination_fn)}
+        self.replay_buffer = ReplayBuffer(settings.buffer_size, model.n_envs, *sizes)
         self.world_model = DiffusionWorldModel(*sizes, seed=seed, **arguments).to(model.device)
         self.recorder = TransitionRecorder(model, self.replay_buffer, self.observation_codec, self.action_codec)
         # Up to where the store is part of the running statistics
@@ -199,7 +198,7 @@ class Imagination:
         self.state.normalization = None if env is None else Normalization.of(env)
         self.recorder.start_rollout()
 
-    def finish_rollout(self, buffer: AugmentedRolloutBuffer) -> None:
+    def finish_rollout(self, buffer: RolloutBuffer) -> None:
         """
         Take the newest rollout into all running statistics.
 
@@ -227,43 +226,28 @@ class Imagination:
     def _value_range(self) -> tuple[float, float]:
         """
         :return: Lowest and highest credible value, in the critic's units, see :func:`credible_range`. A model that was loaded
-            without its transitions keeps its range until it has seen enough: the first steps show only a part of what an
-            episode goes on to earn
+            without its transitions keeps its range until it has seen enough: the first steps show only a part of the return
+            of an episode
         """
-        agent, gamma = self.agent, self._gamma
-        n_steps = min(MAX_RETURN_STEPS, math.ceil(RETURN_HORIZONS / max(1 - gamma, 1e-9)))
-        n_transitions = max(self._n_recent, MIN_RETURN_TRANSITIONS, n_steps * self.model.n_envs)
-        episodes = self.replay_buffer.recent_episodes(n_transitions)
-        low, high = credible_range(
-            [(agent.rewards(th.from_numpy(rewards)).numpy(), cut_off) for rewards, cut_off in episodes], gamma
-        )
-        if self.earlier_range != UNKNOWN_RANGE and not self.replay_buffer.holds(n_transitions):
+        agent, buffer = self.agent, self.replay_buffer
+        n_transitions = max(self._n_recent, transitions_for_returns(self._gamma) * self.model.n_envs, MIN_RETURN_TRANSITIONS)
+        episodes = buffer.recent_episodes(n_transitions)
+        in_critics_units = [(agent.rewards(th.from_numpy(rewards)).numpy(), cut_off) for rewards, cut_off in episodes]
+        low, high = credible_range(in_critics_units, self._gamma)
+        if self.earlier_range != UNKNOWN_RANGE and not buffer.holds(n_transitions):
             low, high = min(low, self.earlier_range[0]), max(high, self.earlier_range[1])
         return low, high
 
-    def bound_values(self, buffer: AugmentedRolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
+    def bound_values(self, buffer: RolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
         """
-        Estimate the advantages and returns of the real rows anew, with values within the credible range. The first
-        states of a new behaviour lie far from all that the critic was trained on, and its values there can be far from
-        any return: they must not become targets either.
+        See :func:`sb3_agd.imagination.value_bounds.bound_values`.
 
         :param buffer: The algorithm's rollout buffer, not yet flattened
         :param last_values: Values of the states after the last step
         :param dones: Whether the last step ended an episode
         """
-        low, high = self.state.value_range
-        # SB3 has added the discounted value of the last state to the reward of each episode that a time limit cut off
-        rewards = np.stack(self.recorder.rewards)
-        added = buffer.rewards - rewards
-        # That discount factor is the present one, where the buffer keeps to the one it was made with
-        bounded = np.clip(added, self.model.gamma * low, self.model.gamma * high)
-        np.copyto(buffer.rewards, rewards + bounded, where=np.stack(self.recorder.cut_off) & (bounded != added))
-        values = buffer.values
-        buffer.values = np.clip(values, low, high)
-        buffer.compute_returns_and_advantage(last_values.clamp(low, high), dones)
-        np.clip(buffer.returns, low, high, out=buffer.returns)
-        # PPO clips the change of the values (`clip_range_vf`) from what the critic really said
-        buffer.values = values
+        rewards, cut_off = np.stack(self.recorder.rewards), np.stack(self.recorder.cut_off)
+        bound_values(buffer, rewards, cut_off, last_values, dones, self.state.value_range, self.model.gamma)
 
     def test(self) -> dict[str, th.Tensor]:
         """
@@ -319,43 +303,57 @@ class Imagination:
                 "above 0, for at least `world_model_warmup` steps"
             )
 
-    def imagine(
-        self, starts: th.Tensor, guide: Guide | None, guidance_scale: float, n_candidates: int, generator: th.Generator
-    ) -> tuple[Segments[th.Tensor], th.Tensor]:
+    def start_states(self, observations: np.ndarray) -> th.Tensor:
+        """
+        :param observations: As the environment gives them, or flattened, shape (B, observation_dim)
+        :return: Start states for :meth:`imagine`, shape (B, observation_size)
+        :raises ValueError: If their shape or a value is invalid
+        """
+        codec = self.observation_codec
+        flat_shape = (int(np.prod(codec.shape)),)
+        shapes = {flat_shape, codec.shape} | ({()} if codec.shape == (1,) else set())
+        if observations.ndim == 0 or observations.shape[1:] not in shapes:
+            raise ValueError(f"`observations` must have shape (B, {flat_shape[0]}), not {observations.shape}")
+        if len(observations) == 0:
+            raise ValueError("`observations` must hold at least one start state")
+        if not np.all(np.isfinite(observations)):
+            raise ValueError("`observations` must be finite, there is NaN or infinity in them")
+        try:
+            return th.as_tensor(codec.encode(observations), device=self.model.device)
+        except ValueError as error:
+            raise ValueError(f"`observations` must be of {self.model.observation_space}. {error}") from None
+
+    def imagine(self, starts: th.Tensor, guidance: Guidance, generator: th.Generator) -> tuple[Segments[th.Tensor], th.Tensor]:
         """
         :param starts: Start states as observation vectors, shape (B, observation_size)
-        :param guide: The guide, ``None`` for none
-        :param guidance_scale: Strength of the guidance
-        :param n_candidates: Segments to choose each one from; with 1, the guide moves the states instead
+        :param guidance: The guidance, its scale taken as it is
         :param generator: Source of all noise
         :return: Segments in raw units, and their actions as the rollout buffer stores them, shape (B, H, action_dim)
         :raises ValueError: If the parameters of the policy are not finite, or the guide's objective has another shape than
             (B,)
         """
-        agent, world_model = self.agent, self.world_model
+        agent, world_model, critic = self.agent, self.world_model, self.critic
         self.model.policy.set_training_mode(False)
         # With its parameters checked, which is left out within the sampling loop
         with th.no_grad():
             self.model.policy.get_distribution(agent.policy_observations(starts[:1]))
-        critic = self.critic
-        selector = guide if chooses(guide, guidance_scale, n_candidates) else None
-        mover = guide if selector is None else None
-        n_candidates = 1 if selector is None else n_candidates
+        n_candidates = guidance.n_candidates if guidance.selects else 1
         candidates = starts.repeat_interleave(n_candidates, dim=0)
         policy = FixedNoisePolicy(agent, len(candidates), world_model.horizon, generator)
-        segments = world_model.imagine(candidates, policy, mover, critic, guidance_scale, generator, n_candidates)
+        mover = guidance.guide if guidance.moves else None
+        segments = world_model.imagine(candidates, policy, mover, critic, guidance.scale, generator, n_candidates)
         actions = policy.actions
-        if selector is not None:
+        if guidance.guide is not None and guidance.selects:
             with th.no_grad():
-                objectives = selector.checked_objective(segments, critic)
-            chosen = select_candidates(objectives, n_candidates, guidance_scale, generator)
-            segments, actions = segments.map(lambda array: array[chosen]), actions[chosen]
+                objectives = guidance.guide.checked_objective(segments, critic)
+            selected = select_candidates(objectives, n_candidates, guidance.scale, generator)
+            segments, actions = segments.map(lambda array: array[selected]), actions[selected]
         return segments, actions
 
     def effective_guidance_scale(self, guidance_scale: float) -> float:
         """
-        :param guidance_scale: Strength of the guidance where the critic explains all of the returns
-        :return: Strength of the guidance by the present critic
+        :param guidance_scale: Strength of the guidance if the critic explained all of the returns
+        :return: The same, scaled by the critic's explained variance
         """
         return guidance_scale * self.state.critic_explained_variance
 
@@ -370,69 +368,32 @@ class Imagination:
         # A critic that has seen nothing, or only constant rewards, gives no unit to measure advantages in
         return Critic(bounded_values, agent.rewards, self._gamma, self.state.advantage_std or 1.0)
 
-    def imagine_rows(
-        self, guide: Guide | None, guidance_scale: float, n_candidates: int, n_rows: int
-    ) -> tuple[RolloutBufferSamples, float]:
+    def imagine_rows(self, guidance: Guidance, n_rows: int) -> tuple[RolloutBufferSamples, float]:
         """
         Imagine segments from recent real states for the policy to learn from.
 
-        Where the guide chooses among candidates, the segments that it chose only provide start states. The rows come from
-        segments imagined from there without guidance: the actions and returns of chosen segments are better than the
-        policy's own, and learning from them would raise the policy's noise and make the critic overestimate it.
+        If the guide selects among candidates, the selected segments only provide start states. The rows come from segments
+        imagined from there without guidance: the actions and returns of selected segments are better than the policy's own,
+        and learning from them would raise the policy's noise and make the critic overestimate it.
 
-        :param guide: The guide, ``None`` for none
-        :param guidance_scale: Strength of the guidance where the critic explains all of the returns
-        :param n_candidates: See :meth:`imagine`
-        :param n_rows: Number of imagined transitions. There are somewhat fewer where segments end early
+        :param guidance: The guidance, its scale taken as it is
+        :param n_rows: Number of imagined transitions. There are somewhat fewer if segments end early
         :return: Rows for :meth:`AugmentedRolloutBuffer.augment`, and the share of the imagined transitions that are left out
-            because they lie behind a termination
+            because they come after a termination
         """
         n_segments = math.ceil(n_rows / self.world_model.horizon)
         env_indices, stored = self.replay_buffer.recent_transitions(RECENT_ROWS)
         chosen = self.state.rng.integers(len(stored), size=n_segments)
-        starts = th.as_tensor(self.replay_buffer.observations[env_indices[chosen], stored[chosen]], device=self.model.device)
-        generator, scale = self.generator(), self.effective_guidance_scale(guidance_scale)
-        if chooses(guide, scale, n_candidates):
-            chosen_segments, _ = self.imagine(starts, guide, scale, n_candidates, generator)
-            starts, guide = states_along(chosen_segments, generator), None
-        segments, actions = self.imagine(starts, guide, scale, n_candidates, generator)
-        rows = self._rollout_rows_of(segments, actions.flatten(0, 1), n_rows)
+        states = self.replay_buffer.observations[env_indices[chosen], stored[chosen]]
+        starts = th.as_tensor(states, device=self.model.device)
+        generator = self.generator()
+        if guidance.selects:
+            selected, _ = self.imagine(starts, guidance, generator)
+            starts, guidance = states_along(selected, generator), NO_GUIDANCE
+        segments, actions = self.imagine(starts, guidance, generator)
+        rows = rollout_rows(self.agent, segments, actions, self.state.value_range)
+        rows = RolloutBufferSamples(*(part[:n_rows] for part in rows))
         return rows, 1 - segments.mask.float().mean().item()
-
-    @th.no_grad()
-    def _rollout_rows_of(self, segments: Segments[th.Tensor], actions: th.Tensor, n_rows: int) -> RolloutBufferSamples:
-        """
-        Values, log-probabilities and GAE of imagined segments by the current policy and critic.
-
-        :param segments: In raw units
-        :param actions: Their actions as the rollout buffer stores them, shape (B * H, action_dim)
-        :param n_rows: Number of rows at most
-        :return: One row per transition that is not masked
-        """
-        model, agent = self.model, self.agent
-        batch, horizon = segments.rewards.shape
-        observations = agent.policy_observations(segments.observations[:, :-1])
-        last_observations = agent.policy_observations(segments.observations[:, -1])
-        evaluated = actions.long().flatten() if isinstance(model.action_space, spaces.Discrete) else actions
-        values, log_probs, _ = model.policy.evaluate_actions(observations, evaluated)
-        last_values = model.policy.predict_values(last_observations)
-        all_values = th.cat([values.view(batch, horizon), last_values.view(batch, 1)], dim=1)
-        low, high = self.state.value_range
-        gae_lambda = model.rollout_buffer.gae_lambda
-        advantages = generalized_advantages(
-            agent.rewards(segments.rewards), segments.terminations, all_values.clamp(low, high), self._gamma, gae_lambda
-        )
-        returns = (advantages + all_values[:, :-1].clamp(low, high)).clamp(low, high)
-        kept = (segments.mask & returns.isfinite()).flatten() & log_probs.isfinite()
-        rows = th.nonzero(kept).flatten()[:n_rows]
-        return RolloutBufferSamples(
-            observations[rows],
-            actions[rows],
-            values.flatten()[rows],
-            log_probs[rows],
-            advantages.flatten()[rows],
-            returns.flatten()[rows],
-        )
 
 
 def states_along(segments: Segments[th.Tensor], generator: th.Generator) -> th.Tensor:
