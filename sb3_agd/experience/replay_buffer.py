@@ -1,5 +1,7 @@
 """A ring buffer of real transitions that yields segments in time independent of its size."""
 
+import os
+import warnings
 from collections import deque
 from itertools import chain
 from typing import IO, Any
@@ -22,7 +24,7 @@ class ReplayBuffer:
     A ring holds the states of an episode at consecutive indices, each with the action taken there. The index after the
     newest transition holds the state that followed. The next transition of the same episode overwrites it with the same
     state; at the end of an episode it stays as the last state. So every state is stored once, and a segment is a run of
-    consecutive indices.
+    consecutive indices. Memory is allocated as the data grow.
 
     :param capacity: Number of states over all environments
     :param n_envs: Number of environments
@@ -42,21 +44,61 @@ class ReplayBuffer:
         self.observation_dim = observation_dim
         self.action_dim = action_dim
         self.clear()
+        self._warn_of_memory(capacity)
+
+    def _warn_of_memory(self, capacity: int) -> None:
+        """
+        :param capacity: Number of states over all environments
+        """
+        # Windows has no sysconf
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else np.inf
+        needed = capacity * sum(getattr(self, name)[0, 0].nbytes for name in ARRAYS)
+        if needed > total:
+            warnings.warn(
+                f"The transitions may not fit into memory: with `buffer_size` {capacity} they take up to {needed / 1e9:.1f} GB, "
+                f"and this machine has {total / 1e9:.1f} GB. Choose a lower `buffer_size`. Discrete and MultiDiscrete spaces "
+                "take 4 bytes for each possible value",
+                stacklevel=2,
+            )
 
     def clear(self) -> None:
         """Remove all transitions."""
-        # The system provides zeroed memory only when it is written to: the buffer grows with its content
-        shape = (self.n_envs, self.capacity_per_env)
-        self.observations = np.zeros((*shape, self.observation_dim), dtype=np.float32)
-        self.actions = np.zeros((*shape, self.action_dim), dtype=np.float32)
-        self.rewards = np.zeros(shape, dtype=np.float32)
-        self.terminations = np.zeros(shape, dtype=bool)
+        shape = (self.n_envs, 0)
+        self.observations = np.empty((*shape, self.observation_dim), dtype=np.float32)
+        self.actions = np.empty((*shape, self.action_dim), dtype=np.float32)
+        self.rewards = np.empty(shape, dtype=np.float32)
+        self.terminations = np.empty(shape, dtype=bool)
         # False where only a state is stored: the last one of an episode, or the present one. There is such an index after
         # each episode, also where the newest data meet the oldest in the ring, so no segment joins two episodes
-        self.is_transition = np.zeros(shape, dtype=bool)
+        self.is_transition = np.empty(shape, dtype=bool)
+        self._allocate(1)
         # Number of indices used so far in each ring: the next transition goes to this one, modulo the capacity
         self.position = np.zeros(self.n_envs, dtype=np.int64)
         self._recount()
+
+    def _allocate(self, n_indices: int) -> None:
+        """
+        Allocate memory in powers of two, so that additions take constant time on average.
+
+        :param n_indices: Number of indices of each ring that are needed, if the capacity allows
+        """
+        if self.is_transition.shape[1] >= min(n_indices, self.capacity_per_env):
+            return
+        n_allocated = min(2 ** (n_indices - 1).bit_length(), self.capacity_per_env)
+        # The flags last: an interrupt before leaves them as a lower bound of what is allocated
+        for name in ARRAYS:
+            before = getattr(self, name)
+            grown = np.zeros((self.n_envs, n_allocated, *before.shape[2:]), dtype=before.dtype)
+            grown[:, : before.shape[1]] = before
+            setattr(self, name, grown)
+
+    def _in_ring(self, indices: np.ndarray) -> np.ndarray:
+        """
+        :param indices: Any integers
+        :return: Indices of the arrays. Those that were never allocated become the last allocated one, which holds no
+            transition then either
+        """
+        return np.minimum(indices % self.capacity_per_env, self.is_transition.shape[1] - 1)
 
     def _recount(self) -> None:
         """Compute the counts that :meth:`add` keeps up to date from the arrays."""
@@ -104,6 +146,8 @@ class ReplayBuffer:
         :param episode_ends: Whether the episode is over for any reason, shape (n_envs,)
         """
         env_indices = np.arange(self.n_envs)
+        # The present state may lie one index further if an episode ends
+        self._allocate(int(self.position.max()) + 3)
         indices, next_indices = self.position % self.capacity_per_env, (self.position + 1) % self.capacity_per_env
         for overwritten in (indices, next_indices):
             self._discard(env_indices, overwritten)
@@ -138,7 +182,7 @@ class ReplayBuffer:
         env_indices = np.arange(self.n_envs)
         # An interrupt may have left the counts wrong
         self._recount()
-        previous = (self.position - 1) % self.capacity_per_env
+        previous = self._in_ring(self.position - 1)
         unfinished = (self.position > 0) & self.is_transition[env_indices, previous]
         self.position += unfinished
 
@@ -158,7 +202,7 @@ class ReplayBuffer:
         """
         n_back = min(int((self.position - position).max()), self._n_used())
         serials = self.position[:, None] - np.arange(n_back, 0, -1)
-        indices = serials % self.capacity_per_env
+        indices = self._in_ring(serials)
         env_indices = np.broadcast_to(np.arange(self.n_envs)[:, None], indices.shape)
         kept = self.is_transition[env_indices, indices] & (serials >= position[:, None])
         return env_indices[kept], indices[kept]
@@ -169,7 +213,7 @@ class ReplayBuffer:
         :param indices: Indices of transitions, shape (N,)
         :return: Whether each of them is the first stored transition of its episode, shape (N,)
         """
-        return ~self.is_transition[env_indices, (indices - 1) % self.capacity_per_env]
+        return ~self.is_transition[env_indices, self._in_ring(indices - 1)]
 
     def sample_transitions(self, n_transitions: int, rng: np.random.Generator) -> Indices:
         """
@@ -209,12 +253,11 @@ class ReplayBuffer:
         :return: Segments, in CPU memory
         """
         column, steps = env_indices[:, None], np.arange(horizon)
-        ahead = (indices[:, None] + steps) % self.capacity_per_env
-        mask = self.is_transition[column, ahead]
+        mask = self.is_transition[column, self._in_ring(indices[:, None] + steps)]
         mask = np.logical_and.accumulate(mask, axis=1)
         last = mask.sum(1, keepdims=True) - 1
-        inside = (indices[:, None] + np.minimum(steps, last)) % self.capacity_per_env
-        states = np.concatenate([indices[:, None], (inside + 1) % self.capacity_per_env], axis=1)
+        inside = self._in_ring(indices[:, None] + np.minimum(steps, last))
+        states = np.concatenate([indices[:, None], self._in_ring(inside + 1)], axis=1)
         return Segments(
             observations=self.observations[column, states],
             actions=self.actions[column, inside],
@@ -259,6 +302,7 @@ class ReplayBuffer:
         :param position: New value of ``position``
         """
         self.clear()
+        self._allocate(max(arrays["observations"].shape[1], int(position.max()) + 1))
         for name in ARRAYS:
             getattr(self, name)[:, : arrays[name].shape[1]] = arrays[name]
         self.position[:] = position

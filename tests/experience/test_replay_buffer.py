@@ -4,6 +4,7 @@ import io
 import itertools
 import sys
 import tracemalloc
+import warnings
 from types import FrameType
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_no_segment_crosses_a_reset_from_outside() -> None:
     assert recorder.replay_buffer.segments(env_indices, indices, 8).mask.sum(1).tolist() == [5, 4, 3, 2, 1, 5, 4, 3, 2, 1]
 
 
-@pytest.mark.parametrize("last", [13, 14], ids=["within an episode", "at its end"])
+@pytest.mark.parametrize("last", [2, 13, 14], ids=["while memory grows", "within an episode", "at its end"])
 def test_an_interrupt_at_any_moment_leaves_a_right_buffer_after_the_episodes_are_closed(last: int) -> None:
     """Ctrl-C can come between any two lines of :meth:`add`, with a ring that wraps around."""
     never, always = np.zeros(1, dtype=bool), np.ones(1, dtype=bool)
@@ -294,3 +295,38 @@ def test_memory_stays_constant_while_a_million_transitions_are_overwritten() -> 
     assert max(held) - min(held) < 0.01 * held[0]
     # Besides the floats: two flags per row, and the list of terminal transitions
     assert held[-1] < capacity_per_env * n_envs * (4 * floats_per_row + 2) * 1.05
+
+
+def test_memory_grows_with_the_data_up_to_the_capacity() -> None:
+    n_envs, observation_dim, capacity_per_env = 2, 1000, 300
+    buffer = ReplayBuffer(capacity_per_env * n_envs, n_envs, observation_dim, 1)
+    zeros, never = np.zeros((n_envs, 1), dtype=np.float32), np.zeros(n_envs, dtype=bool)
+    sizes = []
+    for step in range(1, 2 * capacity_per_env):
+        states = np.full((n_envs, observation_dim), step, dtype=np.float32)
+        buffer.add(states, zeros, zeros[:, 0], states + 1, never, never)
+        n_states = min(step + 1, capacity_per_env)
+        n_allocated = buffer.observations.shape[1]
+        assert n_states <= n_allocated <= min(2 * (n_states + 2), capacity_per_env)
+        sizes.append(n_allocated)
+    # Few copies, and none once the ring is full
+    assert len(set(sizes)) <= 10
+    transitions = buffer.recent_transitions(2 * n_envs * capacity_per_env)
+    states = buffer.segments(*transitions, horizon=1).observations[..., 0]
+    assert len(states) == n_envs * (capacity_per_env - 1)
+    assert th.equal(states[:, 1], states[:, 0] + 1)
+
+
+def test_construction_takes_little_memory_whatever_the_capacity() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        buffer = ReplayBuffer(10**9, 1, 10**4, 10)
+    assert buffer.observations.nbytes < 10**6
+
+
+def test_a_warning_names_buffer_size_if_a_full_buffer_cannot_fit_into_memory() -> None:
+    with pytest.warns(UserWarning, match="`buffer_size` 1000000000 .* 4000.* GB"):
+        ReplayBuffer(10**9, 1, 10**6, 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ReplayBuffer(1000, 1, 100, 10)
