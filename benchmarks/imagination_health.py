@@ -54,7 +54,7 @@ class Monitor(BaseCallback):
         store, agent, buffer = self.model.replay_buffer, self.model.imagination.agent, self.model.rollout_buffer
         returns = [
             np.abs(discounted_returns(agent.rewards(th.from_numpy(rewards)).numpy(), self.model.gamma)).max()
-            for rewards, _ in store.recent_episodes(store.n_rows)
+            for rewards, _ in store.recent_episodes(store.capacity_per_env)
         ]
         row = {
             "timesteps": self.num_timesteps,

@@ -28,7 +28,8 @@ from benchmarks.run import commit, processor
 from benchmarks.settings import algorithm_arguments, load_settings, make_environment
 from benchmarks.suite import RESULTS
 from sb3_agd import AGDPPO, AugmentedRolloutBuffer
-from sb3_agd.experience.replay_buffer import ARRAYS, ReplayBuffer, ReplaySegmentSource
+from sb3_agd.experience.replay_buffer import ARRAYS, ReplayBuffer
+from sb3_agd.experience.segment_source import ReplaySegmentSource
 from sb3_agd.imagination import Guidance
 from sb3_agd.world_model.guides import SigmoidAdvantageGuide
 

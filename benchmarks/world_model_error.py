@@ -21,7 +21,8 @@ from rich.table import Table
 from stable_baselines3 import PPO
 
 from sb3_agd import DiffusionWorldModel
-from sb3_agd.experience.replay_buffer import ReplayBuffer, ReplaySegmentSource
+from sb3_agd.experience.replay_buffer import ReplayBuffer
+from sb3_agd.experience.segment_source import ReplaySegmentSource
 
 N_TURNS = 10
 TURN_STEPS = 2_000
@@ -66,7 +67,7 @@ def fit_and_test(env_id: str, arguments: argparse.Namespace) -> dict[str, list[f
     training, held_out = collect(env_id, arguments.seed)
     rng = np.random.default_rng(arguments.seed)
     model = DiffusionWorldModel(training.observation_dim, training.action_dim, HORIZON, seed=arguments.seed)
-    everything = training.segments(*training.recent_transitions(training.n_rows), horizon=1)
+    everything = training.segments(*training.recent_transitions(training.capacity_per_env), horizon=1)
     columns = (everything.observations[:, 1], everything.actions[:, 0], everything.rewards[:, 0])
     model.observe(*columns, everything.terminations[:, 0])
     generator = th.Generator().manual_seed(arguments.seed)
@@ -78,7 +79,9 @@ def fit_and_test(env_id: str, arguments: argparse.Namespace) -> dict[str, list[f
         generator=generator,
     )
     duration = time.perf_counter() - start
-    errors = model.prediction_error(held_out.segments(*held_out.recent_transitions(held_out.n_rows), model.horizon), generator)
+    errors = model.prediction_error(
+        held_out.segments(*held_out.recent_transitions(held_out.capacity_per_env), model.horizon), generator
+    )
     return {
         "states": errors["states"].tolist(),
         "persistence": errors["persistence"].tolist(),

@@ -147,7 +147,7 @@ class GuidanceCallback(BaseCallback):
             has_begun = True
         self._is_training = True
         if has_begun:
-            imagination.recorder.begin_episodes()
+            imagination.recorder.close_episodes()
 
     def _on_training_end(self) -> None:
         self._is_training = False

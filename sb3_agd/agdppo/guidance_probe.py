@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_agd.checkpoint.env_snapshot import Snapshot, env_layers, simulators
 from sb3_agd.checkpoint.simulator import Simulator
-from sb3_agd.experience.vec_normalize import beneath_passing_wrappers
+from sb3_agd.experience.vec_normalize import without_passive_wrappers
 from sb3_agd.imagination.imagination import Imagination
 from sb3_agd.imagination.settings import NO_GUIDANCE, Guidance
 from sb3_agd.world_model import Critic, Segments
@@ -56,9 +56,9 @@ class GuidanceProbe:
         """
         imagination = self.imagination
         # The agent must see it as it is, up to a normalisation that imagination knows
-        venv = beneath_passing_wrappers(imagination.model.env)
+        venv = without_passive_wrappers(imagination.model.env)
         if isinstance(venv, VecNormalize):
-            venv = beneath_passing_wrappers(venv.venv)
+            venv = without_passive_wrappers(venv.venv)
         if not isinstance(venv, DummyVecEnv):
             return None
         env = venv.envs[index]

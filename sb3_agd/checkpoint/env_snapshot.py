@@ -11,8 +11,8 @@ import cloudpickle
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
-# Attributes of environments and wrappers that are no part of their state: the members of the class, an open log file,
-# the entry in the registry and what draws pictures
+# Attributes of environments and wrappers that are not part of their state: the members of the class, an open log file,
+# the entry in the registry and the renderer
 STATELESS = ("class_attributes", "results_writer", "spec", "mujoco_renderer")
 
 
@@ -47,7 +47,7 @@ def simulators(layers: list[Any]) -> list[tuple[Any, Any]]:
     :return: The MuJoCo models in them, each with its data
     """
     attributes = [vars(layer) for layer in layers]
-    # By name: whoever has no MuJoCo needs none
+    # By name, because MuJoCo may not be installed
     return [(own["model"], own["data"]) for own in attributes if type(own.get("data")).__name__ == "MjData" and "model" in own]
 
 
@@ -55,7 +55,7 @@ def same_objects(some: list[Any], others: list[Any]) -> bool:
     """
     :param some: Objects
     :param others: Objects
-    :return: Whether they are the very same, in the same order
+    :return: Whether they are identical (``is``), in the same order
     """
     return list(map(id, some)) == list(map(id, others))
 
@@ -63,18 +63,18 @@ def same_objects(some: list[Any], others: list[Any]) -> bool:
 def fixed_points(layers: list[Any]) -> list[Any]:
     """
     :param layers: Environments and wrappers
-    :return: They and the simulators in them: renderers refer to these
+    :return: They and the simulators in them, which renderers refer to
     """
     return [*layers, *(part for simulator in simulators(layers) for part in simulator)]
 
 
 class EnvironmentPickler(cloudpickle.Pickler):
     """
-    Pickler for the attributes of environments, to which the environments themselves are fixed points: many attributes
-    refer to them, and gymnasium would pickle them as nothing but the arguments of their constructors.
+    Pickler for the attributes of environments. Many attributes refer to the environments themselves. These are fixed points,
+    stored as references, because gymnasium would pickle only the arguments of their constructors.
 
     :param file: File to write to
-    :param fixed: Objects that are there again when the file is read, in the same order
+    :param fixed: Objects that have counterparts when the file is read, in the same order
     """
 
     def __init__(self, file: io.BytesIO, fixed: Iterable[Any]):
@@ -106,16 +106,16 @@ class EnvironmentUnpickler(pickle.Unpickler):
 
 def dumps(item: Any, fixed: list[Any]) -> bytes | None:
     """
-    :param item: What to pickle
+    :param item: Object to pickle
     :param fixed: Fixed points
-    :return: The pickle, ``None`` if there can be none, or none that can be read
+    :return: The pickle, ``None`` if the object cannot be pickled and read again
     """
     file = io.BytesIO()
     try:
         EnvironmentPickler(file, fixed).dump(item)
-        # Some objects can be written only
+        # Some objects can be written but not read
         EnvironmentUnpickler(io.BytesIO(file.getvalue()), fixed).load()
-    except Exception:  # What cannot be pickled raises errors of many kinds
+    except Exception:  # Objects that cannot be pickled raise errors of many kinds
         return None
     return file.getvalue()
 
@@ -128,7 +128,7 @@ class Snapshot:
     :param types: Names of the classes of the layers
     :param attributes: Pickle of the attributes of each layer
     :param simulations: Data of the MuJoCo simulators
-    :param left_out: Names of the attributes that cannot be pickled and are not part of the state
+    :param left_out: Names of the attributes that are not stored because they cannot be pickled
     """
 
     types: list[str]
@@ -158,11 +158,11 @@ class Snapshot:
     def restore(self, layers: list[Any]) -> None:
         """
         :param layers: Environments that are made and wrapped like those that the state was taken from
-        :raises ValueError: If they are not
+        :raises ValueError: If their wrappers are others
         """
         types = [type(layer).__name__ for layer in layers]
         if types != self.types:
-            raise ValueError(f"The environments cannot be put back: they were wrapped as {self.types}, now as {types}")
+            raise ValueError(f"The environments cannot be restored: they were wrapped as {self.types}, now as {types}")
         loaded = EnvironmentUnpickler(io.BytesIO(self.attributes), fixed_points(layers)).load()
         for layer, attributes in zip(layers, loaded, strict=True):
             vars(layer).update(attributes)

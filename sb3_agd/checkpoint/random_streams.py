@@ -1,4 +1,4 @@
-"""The global random streams of python, numpy and PyTorch, which belong to the environments and to SB3."""
+"""The global random generators of Python, numpy and PyTorch, which environments and SB3 draw from."""
 
 import hashlib
 import random
@@ -11,7 +11,7 @@ import torch as th
 
 def seed_of_global_streams() -> int:
     """
-    :return: A seed that is the same where the global streams of numpy and PyTorch are, without drawing from them
+    :return: A seed that is a function of the states of numpy's and PyTorch's global generators, which do not change
     """
     _, keys, position, *_ = np.random.get_state()
     content = np.asarray(keys).tobytes() + str(position).encode() + th.get_rng_state().numpy().tobytes()
@@ -20,7 +20,7 @@ def seed_of_global_streams() -> int:
 
 @contextmanager
 def untouched_global_streams() -> Iterator[None]:
-    """Whatever is drawn from the global streams within (PyTorch's on the CPU) leaves them as they were."""
+    """Restore the global generators (PyTorch's on the CPU) at the end."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with th.random.fork_rng(devices=[]):

@@ -56,7 +56,7 @@ class ResumablePPO(PPO):
             self._last_obs = None
             self.run_state = None
         elif self.run_state is not None and self.run_state.environments is None:
-            # The episodes that were under way are lost
+            # The unfinished episodes are lost
             self._last_obs = None
             self.run_state.restore_statistics(self)
         elif self.run_state is None and normalization is not None and not hasattr(normalization, "old_obs"):
@@ -77,7 +77,7 @@ class ResumablePPO(PPO):
             # closed before
             discard_stale_replies(env)
             self._last_obs = None
-            self.imagination.recorder.begin_episodes()
+            self.imagination.recorder.close_episodes()
             raise
 
     def learn(
@@ -107,11 +107,11 @@ class ResumablePPO(PPO):
 
     def _name_dead_processes(self, error: EOFError | ConnectionError) -> None:
         """
-        :param error: What came of the connection to an environment in another process
+        :param error: Error of the connection to an environment in another process
         :raises RuntimeError: If such processes have died
         """
         processes = getattr(getattr(self.env, "unwrapped", None), "processes", [])
-        # A pipe breaks a moment before its process is known to be dead
+        # A pipe breaks a moment before its process is reported dead
         wait([process.sentinel for process in processes], timeout=1)
         dead = [index for index, process in enumerate(processes) if not process.is_alive()]
         if dead:
@@ -202,8 +202,8 @@ class ResumablePPO(PPO):
         Load the real transitions.
 
         :param path: Path to the file, or an open file
-        :param truncate_last_traj: Whether the episodes that were under way when the file was written count as
-            interrupted. They must, unless the environments go on from the very same states
+        :param truncate_last_traj: Whether the episodes that were unfinished when the file was written count as
+            interrupted. Only ``False`` if the environments continue from the same states
         :raises ValueError: If the file is damaged or comes from other spaces or settings; the present transitions
             are kept then
         """
@@ -216,7 +216,7 @@ class ResumablePPO(PPO):
             if isinstance(path, (str, pathlib.Path)):
                 file.close()
         if truncate_last_traj:
-            self.imagination.replay_buffer.end_episodes()
+            self.imagination.replay_buffer.close_episodes()
         self.imagination.transitions_loaded()
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints from which a killed run goes on as if it had never stopped."""
+"""Checkpoints from which a killed run continues as if it had never stopped."""
 
 import random
 import warnings
@@ -25,8 +25,8 @@ EXPLORATION = ("exploration_mat", "exploration_matrices")
 
 def discard_stale_replies(env: VecEnv | None) -> None:
     """
-    Take what is left in the pipes of environments in other processes after an interrupt in the middle of a step or a reset:
-    it would be taken for the answer to the next command.
+    Empty the pipes of a ``SubprocVecEnv``. After an interrupt during a step or a reset they still hold replies, which would be
+    read as replies to the next command.
 
     :param env: Environments that are about to be reset or closed
     """
@@ -34,29 +34,29 @@ def discard_stale_replies(env: VecEnv | None) -> None:
     if not isinstance(workers, SubprocVecEnv):
         return
     for remote in workers.remotes:
-        # A process that has died leaves an end of file or a broken pipe: the next command tells
+        # The pipe of a dead process is closed: the next command raises the error
         with suppress(EOFError, OSError):
-            # Answers come in the order of the commands, and this one cannot be mistaken
+            # Replies come in the order of the commands, and no other command returns a pair of spaces
             remote.send(("get_spaces", None))
             while not is_pair_of_spaces(remote.recv()):
                 pass
     workers.waiting = False
 
 
-def is_pair_of_spaces(answer: Any) -> bool:
+def is_pair_of_spaces(reply: Any) -> bool:
     """
-    :param answer: What a process has sent
-    :return: Whether these are the spaces of its environment
+    :param reply: Reply of a process
+    :return: Whether it consists of the spaces of its environment
     """
-    return isinstance(answer, tuple) and len(answer) == 2 and all(isinstance(part, spaces.Space) for part in answer)
+    return isinstance(reply, tuple) and len(reply) == 2 and all(isinstance(part, spaces.Space) for part in reply)
 
 
 @dataclass
 class RunState:
     """
-    What a run needs at the start of a rollout, besides the files of the model, to go on as if it had never stopped.
+    State of a run at the start of a rollout that the files of the model do not hold.
 
-    :param environments: State of the environments, ``None`` if it is out of reach
+    :param environments: State of the environments, ``None`` if it cannot be read
     :param torch_state: State of PyTorch's random generator
     :param numpy_state: State of numpy's global random generator
     :param python_state: State of Python's random generator
@@ -85,15 +85,15 @@ class RunState:
             environments = Snapshot.of(vec_env_layers(model.env))
             if environments.left_out:
                 warnings.warn(
-                    f"{environments.left_out} cannot be pickled: checkpoints do not hold the episodes under way, and a "
-                    "resumed run will begin with new ones.",
+                    f"{environments.left_out} cannot be pickled: checkpoints do not hold the unfinished episodes, and a "
+                    "resumed run will start new ones.",
                     stacklevel=2,
                 )
                 environments = None
         else:
             warnings.warn(
-                f"What goes on in a {type(model.env.unwrapped).__name__} is out of reach: checkpoints do not hold the "
-                "episodes under way, and a resumed run will begin with new ones.",
+                f"The state of the environments in a {type(model.env.unwrapped).__name__} cannot be read: checkpoints do not "
+                "hold the unfinished episodes, and a resumed run will start new ones.",
                 stacklevel=2,
             )
         distribution = model.policy.action_dist
@@ -122,7 +122,7 @@ class RunState:
     def restore(self, model: Any) -> None:
         """
         :param model: Model at the start of its first rollout, loaded from the checkpoint with this state
-        :raises ValueError: If its environments are others
+        :raises ValueError: If its environments are wrapped differently
         """
         assert model.env is not None
         if self.environments is not None:
@@ -137,21 +137,21 @@ class RunState:
 
 def check_sees_each_step(callback: BaseCallback) -> None:
     """
-    To be called when a callback is initialised, and at the start of training: lists tell their callbacks only in between
-    what they are part of.
+    Check that a callback is called at each step. Call this both when the callback is initialised and at the start of
+    training, because a ``CallbackList`` sets the parent of its callbacks between the two.
 
     :param callback: A callback that counts steps and rollouts by itself
-    :raises ValueError: If it is part of one that does not tell it of each
+    :raises ValueError: If its parent, such as ``EveryNTimesteps``, calls it only at some steps
     """
     if isinstance(callback.parent, EventCallback):
         raise ValueError(
-            f"{type(callback).__name__} must see each step: within {type(callback.parent).__name__} it does not. Pass it to "
-            "`learn` directly or in a list"
+            f"{type(callback).__name__} must be called at each step, but {type(callback.parent).__name__} calls it only at "
+            "some. Pass it to `learn` directly or in a list"
         )
 
 
 class ResumeCallback(BaseCallback):
-    """Put AGDPPO back into the state that its run was in (its ``run_state``), at the start of its first rollout."""
+    """Restore the ``run_state`` of AGDPPO at the start of its first rollout."""
 
     def _on_step(self) -> bool:
         return True
@@ -160,13 +160,13 @@ class ResumeCallback(BaseCallback):
         model: Any = self.model
         if model.run_state is not None:
             model.run_state.restore(model)
-            # Only now: if training does not get here, the next one must
+            # Kept until here for the next training, in case this one fails earlier
             model.run_state = None
 
 
 class ResumableCheckpointCallback(CheckpointCallback):
     """
-    Save checkpoints of AGDPPO from which a killed run goes on bit for bit (on the CPU) as if it had never stopped::
+    Save checkpoints of AGDPPO. A killed run continues from them bit for bit (on the CPU) as if it had never stopped::
 
         model.learn(100_000, callback=ResumableCheckpointCallback(10_000, "checkpoints"))
         # Afterwards, with an environment made in the same way
@@ -174,17 +174,16 @@ class ResumableCheckpointCallback(CheckpointCallback):
         model.load_replay_buffer("checkpoints/rl_model_replay_buffer_50176_steps.pkl", truncate_last_traj=False)
         model.learn(100_000 - model.num_timesteps, reset_num_timesteps=False)
 
-    Each is written at the start of the next rollout, or at the end of training, if nothing is half done then, so that
-    ``save_freq`` and the steps of one rollout may be lost at most. The agent's zip comes last: where there is one, the
-    checkpoint is complete. It holds the environments as they are, with all of their attributes: arguments with which they
-    are made anew do not count.
+    A checkpoint is written at the start of the next rollout, or at the end of training unless that was interrupted, so that at
+    most ``save_freq`` steps and those of one rollout are lost. The agent's zip is written last: if it exists, the checkpoint
+    is complete. The zip holds the environments with all of their attributes, which replace those of the environments that
+    the run continues in.
 
     :param save_freq: Save checkpoints every ``save_freq`` call of the callback
     :param save_path: Path to the folder where the model will be saved
     :param name_prefix: Common prefix to the saved models
-    :param save_replay_buffer: Save the transitions, too. Without them a run can go on, but not as it would have
-    :param save_vecnormalize: Save the ``VecNormalize`` statistics, too. A run needs them to go on; RL-Zoo's ``enjoy`` takes
-        those of the end of training for all checkpoints
+    :param save_replay_buffer: Save the transitions, too. Without them a run can continue, but not bit for bit
+    :param save_vecnormalize: Save the ``VecNormalize`` statistics, too, for RL-Zoo's ``enjoy`` and your own use of the agent
     :param verbose: Verbosity level: 0 for no output, 2 for indicating when saving model checkpoint
     """
 
@@ -221,14 +220,14 @@ class ResumableCheckpointCallback(CheckpointCallback):
 
     def _on_training_end(self) -> None:
         model: Any = self.model
-        # Another callback may have ended the last rollout early, and RL-Zoo comes here after an interrupt, too
+        # Another callback may have ended the last rollout early, and RL-Zoo calls this after an interrupt, too
         if model.rollout_buffer.full and not model.is_interrupted:
             self._on_rollout_start()
 
     def _save(self) -> None:
         """Write all files of a checkpoint."""
         model: Any = self.model
-        # A checkpoint of that name is of another run, and must not be taken for the agent of the new files
+        # A zip of that name belongs to another run. Next to the new files it would look like a complete checkpoint
         Path(self._checkpoint_path(extension="zip")).unlink(missing_ok=True)
         vec_normalize = model.get_vec_normalize_env()
         if self.save_vecnormalize and vec_normalize is not None:

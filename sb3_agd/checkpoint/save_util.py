@@ -1,4 +1,4 @@
-"""Files of agents: written so that nothing is lost, and read with clear errors."""
+"""Files of agents: replaced atomically, and read with clear errors."""
 
 import os
 import pickle
@@ -18,8 +18,8 @@ FILE_FORMAT = 1
 @contextmanager
 def replaced_file(path: str | Path, suffix: str) -> Iterator[IO[bytes]]:
     """
-    Open a file for writing that takes its name, and the place of a file that has it already, only once it is complete
-    and on the disk. Missing folders are created.
+    Open a file for writing that replaces the one of that name only once it is complete and on the disk. Missing folders are
+    created.
 
     :param path: Path to the file
     :param suffix: Ending that the name gets if it has none
@@ -29,7 +29,7 @@ def replaced_file(path: str | Path, suffix: str) -> Iterator[IO[bytes]]:
     target = Path(path)
     if target.suffix == "":
         target = target.with_name(f"{target.name}.{suffix}")
-    # What a symbolic link refers to is replaced, not the link
+    # The target of a symbolic link is replaced, not the link
     target = target.resolve()
     # Renaming is only atomic within one file system
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
@@ -50,7 +50,7 @@ def replaced_file(path: str | Path, suffix: str) -> Iterator[IO[bytes]]:
 
 def save_vec_normalize(env: VecNormalize, save_path: str | Path) -> None:
     """
-    ``VecNormalize.save``, which never destroys the file that was there.
+    ``VecNormalize.save``, which keeps the existing file until the new one is complete.
 
     :param env: The wrapper
     :param save_path: Path to the file
@@ -63,7 +63,7 @@ def save_vec_normalize(env: VecNormalize, save_path: str | Path) -> None:
 def newer_format(file_format: int) -> str:
     """
     :param file_format: Format of a file, newer than ``FILE_FORMAT``
-    :return: What is the matter with the file
+    :return: Description of the problem
     """
     return f"it is of format {file_format}, newer than {FILE_FORMAT}, the newest one known here"
 
@@ -71,8 +71,8 @@ def newer_format(file_format: int) -> str:
 def explain_misfit(path: str | Path, error: Exception) -> str:
     """
     :param path: Path to a file that could not be loaded as an agent
-    :param error: What went wrong
-    :return: What is the matter with the file
+    :param error: The error that was raised
+    :return: Description of the problem
     """
     try:
         content, _, _ = load_from_zip_file(path, device="cpu")

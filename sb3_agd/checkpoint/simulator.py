@@ -1,4 +1,4 @@
-"""A real environment that can be put back into earlier states, so that imagined actions can be executed in it."""
+"""A real environment that can be restored to earlier states, to carry out imagined actions."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from sb3_agd.world_model import Segments
 
 class Simulator:
     """
-    A real environment that can be put back into earlier states, to carry out imagined actions there.
+    A real environment that can be restored to earlier states, to carry out imagined actions there.
 
     :param env: The environment, with all wrappers that the agent acts through
     :param observation_codec: Codec of its observation space
@@ -33,25 +33,25 @@ class Simulator:
         self.action_codec = action_codec
 
     def is_present(self) -> bool:
-        """Whether the environment still has the simulators that it had when this object was made."""
+        """Whether the environment still has the MuJoCo simulators that it had when this object was made."""
         return same_objects([model for model, _ in simulators(self.layers)], self.models)
 
     def snapshot(self) -> Snapshot:
-        """State of the environment as it is now."""
+        """Present state of the environment."""
         return Snapshot.of(self.layers)
 
     def restore(self, snapshot: Snapshot) -> None:
         """
-        :param snapshot: State to put the environment into
+        :param snapshot: State to restore
         """
         snapshot.restore(self.layers)
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
         """
-        Put the environment back at the end, as if nothing had happened in between; log files get no rows, and global random
-        streams are what they were. In between it works on copies: its own attributes may be shared with other code. Only
-        parameters of a MuJoCo model that steps change, such as masses, stay changed.
+        Restore the environment and the global random generators at the end, and write nothing to log files. In between, the
+        environment works on copies of its attributes, because other code may share them. Parameters of a MuJoCo model that
+        steps change, such as masses, stay changed.
         """
         before = self.snapshot()
         originals = [dict(vars(layer)) for layer in self.layers]
@@ -93,20 +93,20 @@ class Simulator:
         observation, reward, terminated, truncated, _ = self.env.step(given)
         return self._encode(observation), float(reward), terminated, terminated or truncated
 
-    def replay(self, starts: Sequence[Snapshot], imagined: Segments[th.Tensor]) -> Segments[th.Tensor]:
+    def replay(self, snapshots: Sequence[Snapshot], imagined: Segments[th.Tensor]) -> Segments[th.Tensor]:
         """
         Carry out the actions of segments.
 
-        :param starts: Where each segment starts, B of them
-        :param imagined: Segments in raw units, whose start states and actions count
-        :return: What really happens, as segments in raw units; behind the end of an episode, its last state and masked
+        :param snapshots: Start of each segment, B of them
+        :param imagined: Segments in raw units; only their start states and actions are used
+        :return: The real segments in raw units, padded with the last state and masked after the end of an episode
         """
         batch, horizon = imagined.rewards.shape
         states = imagined.observations[:, :1].repeat(1, horizon + 1, 1).cpu().numpy()
         rewards = np.zeros((batch, horizon), dtype=np.float32)
         terminations, mask = np.zeros((2, batch, horizon), dtype=bool)
-        for number, (start, actions) in enumerate(zip(starts, imagined.actions.cpu().numpy(), strict=True)):
-            self.restore(start)
+        for number, (snapshot, actions) in enumerate(zip(snapshots, imagined.actions.cpu().numpy(), strict=True)):
+            self.restore(snapshot)
             for step, action in enumerate(actions):
                 state, rewards[number, step], terminations[number, step], over = self.step(action)
                 states[number, step + 1 :] = state

@@ -1,4 +1,4 @@
-"""From the steps of an SB3 on-policy algorithm to transitions in the store, in the environment's own units."""
+"""From the steps of an SB3 on-policy algorithm to transitions in the replay buffer, in raw units."""
 
 import warnings
 from typing import Any
@@ -15,72 +15,77 @@ from sb3_agd.experience.vec_normalize import normalization_statistics, normalizi
 
 class TransitionRecorder:
     """
-    Takes note of all that happens in the environments of an algorithm, and stores each of their transitions as it really
-    was: before VecNormalize, before the reset at the end of an episode, and before SB3 adds values to rewards.
+    Stores each transition of an algorithm's environments in raw units: observations and rewards before ``VecNormalize``, the
+    last state of an episode rather than the first one after the reset, and rewards before SB3 adds the value of the last
+    state to them where a time limit ends an episode.
 
     :param model: The algorithm
-    :param store: Where the transitions go
+    :param replay_buffer: Buffer that the transitions are added to
     :param observation_codec: Codec of the observation space
     :param action_codec: Codec of the action space
     """
 
-    def __init__(self, model: OnPolicyAlgorithm, store: ReplayBuffer, observation_codec: SpaceCodec, action_codec: SpaceCodec):
+    def __init__(
+        self,
+        model: OnPolicyAlgorithm,
+        replay_buffer: ReplayBuffer,
+        observation_codec: SpaceCodec,
+        action_codec: SpaceCodec,
+    ):
         self.model = model
-        self.replay_buffer = store
+        self.replay_buffer = replay_buffer
         self.observation_codec = observation_codec
         self.action_codec = action_codec
-        # Observation vectors that the environments are in; unknown (empty) before training and after a reset
+        # Observation vectors of the environments' present states; empty if unknown: before training and after a reset
         self.current_observations = np.empty(0)
-        # Where the newest rollout begins in the store
-        self.rollout_start = store.position.copy()
-        # Rewards of the newest rollout in the critic's units, and whether a time limit cut off the episodes, step by step
+        # Position of the replay buffer at the start of the newest rollout
+        self.rollout_start = replay_buffer.position.copy()
+        # For each step of the newest rollout: rewards in the critic's units, and whether a time limit ended the episodes
         self.rewards: list[np.ndarray] = []
         self.cut_off: list[np.ndarray] = []
-        # SB3's observations before and after the last step, and what each environment said at its last reset by then
+        # SB3's observations before and after the last recorded step, and the ``info`` of each environment's last reset by then
         self._seen_observations: tuple[Any, ...] = ()
         self._seen_resets: list[dict] = []
         # Statistics of VecNormalize, each with a copy from before the newest rollout or reset
         self._statistics: list[tuple[RunningMeanStd, RunningMeanStd]] = []
 
-    def begin_episodes(self) -> None:
-        """Take note that all environments were reset from outside."""
-        self.replay_buffer.end_episodes()
+    def close_episodes(self) -> None:
+        """Close the unfinished episodes, because the environments were reset or are about to be."""
+        self.replay_buffer.close_episodes()
         self.current_observations = np.empty(0)
 
     def has_seen(self, observations: Any) -> bool:
         """
         :param observations: SB3's last observations
-        :return: Whether they are the very object that SB3 had before or after the last recorded step, so that nothing was
-            reset since. Those before it remain if a callback stopped the training
+        :return: Whether they are the same object that SB3 had before or after the last recorded step, so that nothing was
+            reset since. SB3 keeps those before the step if a callback stopped the training
         """
         return any(observations is seen for seen in self._seen_observations)
 
     def knows_environments(self) -> bool:
-        """Whether the environments are where the last recorded step left them: others may have moved or reset them since."""
+        """Whether the environments are still in the states after the last recorded step."""
         return same_objects(self._resets(), self._seen_resets) and self.has_seen(self.model._last_obs)
 
     def _resets(self) -> list[dict]:
-        """
-        What each environment said at its last reset: new objects after each, unless an environment always gives the same one.
-        """
+        """The ``info`` of each environment's last reset, usually a new object after each."""
         assert self.model.env is not None
         return list(self.model.env.unwrapped.reset_infos)
 
     def keep_statistics(self) -> None:
-        """Keep what VecNormalize has learned up to now: if it learns numbers that are not finite, it gets this back."""
-        learned = normalization_statistics(self.model).values()
-        # Observations of a dictionary have statistics each
-        parts = [part for whole in learned for part in (whole.values() if isinstance(whole, dict) else [whole])]
+        """Copy the statistics of VecNormalize, to restore them if an observation or reward is not finite."""
+        statistics = normalization_statistics(self.model).values()
+        # Dict observations have statistics for each key
+        parts = [part for whole in statistics for part in (whole.values() if isinstance(whole, dict) else [whole])]
         self._statistics = [(now, now.copy()) for now in parts]
 
     def start_rollout(self) -> None:
         """
-        Take over the states that the environments are in.
+        Read the states that the environments are in, unless they are known from the last step.
 
         :raises ValueError: If an observation is not finite
         """
         if len(self.current_observations) == 0:
-            # Otherwise they are known from the last step. SB3's are of the step before if a callback stopped the training
+            # If a callback stopped the last training, SB3's observations are those before the last step
             env = normalizing_wrapper(self.model.env)
             observations = self.model._last_obs if env is None else env.get_original_obs()
             assert isinstance(observations, np.ndarray)
@@ -98,7 +103,7 @@ class TransitionRecorder:
         :raises ValueError: If an observation, action or reward is not finite
         """
         dones, infos = np.asarray(local_variables["dones"], dtype=bool), local_variables["infos"]
-        # First of all: it may be the cause of a bad observation or reward
+        # Checked first: a bad action may be the cause of a bad observation or reward
         actions = self._checked(self.action_codec.encode(local_variables["clipped_actions"]), "action")
         env = normalizing_wrapper(self.model.env)
         if env is None:
@@ -126,25 +131,25 @@ class TransitionRecorder:
 
     def _terminal_observation(self, index: int, info: dict[str, Any]) -> np.ndarray:
         """
-        :param index: Number of an environment whose episode is over
-        :param info: What it says about the step
-        :return: The state in which the episode ended, in raw units
-        :raises ValueError: If it does not say
+        :param index: Index of an environment whose episode is over
+        :param info: Its ``info`` of the last step
+        :return: The last observation of the episode, in raw units
+        :raises ValueError: If ``info`` does not hold it
         """
         terminal_observation = info.get("terminal_observation")
         if terminal_observation is None:
             raise ValueError(
-                f"Environment {index} does not say in which state its episode ended at step {self.model.num_timesteps}: "
-                'its `info` holds no "terminal_observation", as those of SB3\'s DummyVecEnv and SubprocVecEnv do'
+                f'The `info` of environment {index} lacks "terminal_observation", although its episode ended at step '
+                f"{self.model.num_timesteps}: add the last observation of the episode there, as SB3's DummyVecEnv does"
             )
         env = normalizing_wrapper(self.model.env)
         if env is None:
             return terminal_observation
         if env.norm_obs and np.abs(terminal_observation).max() >= env.clip_obs:
-            # Of all other states it keeps the original
+            # VecNormalize keeps the original of all observations but these
             warnings.warn(
                 f"VecNormalize has clipped the last state of an episode (`clip_obs` {env.clip_obs:g}), and the world "
-                "model learns it like that. Consider a higher `clip_obs`",
+                "model learns the clipped one. Consider a higher `clip_obs`",
                 stacklevel=2,
             )
         unnormalised = env.unnormalize_obs(terminal_observation)
@@ -153,7 +158,7 @@ class TransitionRecorder:
 
     def _checked(self, values: np.ndarray, what: str) -> np.ndarray:
         """
-        :param values: One row per environment
+        :param values: Shape (n_envs, ...)
         :param what: Name of the values
         :return: The values
         :raises ValueError: If any of them is not finite
@@ -161,11 +166,11 @@ class TransitionRecorder:
         finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
         if not finite.all():
             index = int(np.flatnonzero(~finite)[0])
-            # VecNormalize has learned them already, and would never forget them
+            # They are part of VecNormalize's statistics already
             for now, before in self._statistics:
                 vars(now).update(vars(before))
             raise ValueError(
                 f"NaN or infinite {what} in environment {index} at step {self.model.num_timesteps}: {values[index]}. "
-                "Mend the environment, or find the cause with `VecCheckNan`."
+                "Correct the environment, or find the cause with `VecCheckNan`."
             )
         return values

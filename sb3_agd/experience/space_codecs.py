@@ -1,4 +1,4 @@
-"""Flat vectors for the world model from the observations and actions of an environment, and back."""
+"""Conversion between the observations and actions of an environment and the flat vectors of the world model."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -14,8 +14,8 @@ MAX_FLATTENED_SIZE = 1024
 
 class SpaceCodec(ABC):
     """
-    Translate between a space of an environment and the flat vectors of the world model, which are what SB3's
-    policies see after their own preprocessing.
+    Conversion between elements of a space and the flat vectors of the world model, which are what SB3's policies see
+    after their own preprocessing.
 
     :param size: Length of the world model's vectors
     :param shape: Shape of one element as SB3's buffers hold it
@@ -38,7 +38,7 @@ class SpaceCodec(ABC):
     @abstractmethod
     def vectors(self, elements: th.Tensor) -> th.Tensor:
         """
-        The same for elements that are known to be in the space, on any device and without waiting for it.
+        The same for elements that are known to be in the space, on any device and without synchronising it.
 
         :param elements: Flattened, shape (N, prod(shape))
         :return: Vectors, float32, shape (N, size)
@@ -88,7 +88,7 @@ class VectorCodec(SpaceCodec):
 
 class OneHotCodec(SpaceCodec):
     """
-    Integers as one-hot vectors, one after the other.
+    Integers as concatenated one-hot vectors.
 
     :param sizes: Number of values of each component
     :param shape: Shape of one element as SB3's buffers hold it

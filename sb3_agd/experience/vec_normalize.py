@@ -1,4 +1,4 @@
-"""What SB3's VecNormalize does between the environments and the agent."""
+"""The normalisation that SB3's VecNormalize applies between the environments and the agent."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecMonitor, VecNormalize, VecVideoRecorder
 
-# Wrappers that hand on observations and rewards as they are
-PASSING_WRAPPERS = (VecMonitor, VecCheckNan, VecVideoRecorder)
-# Attributes of VecNormalize with what it learns
+# Wrappers that change neither observations nor rewards
+PASSIVE_WRAPPERS = (VecMonitor, VecCheckNan, VecVideoRecorder)
+# Attributes of VecNormalize that hold its statistics
 STATISTICS = ("obs_rms", "ret_rms")
 
 
 @dataclass(frozen=True)
 class Normalization:
     """
-    What VecNormalize does to observations and rewards, without the environments, so that it can be saved. The
-    statistics are VecNormalize's own objects and change with them.
+    VecNormalize's treatment of observations and rewards, without the environments, so that it can be saved. The
+    statistics are the wrapper's own objects: they change whenever it updates them.
 
     :param observations: Statistics of the observations, ``None`` if they are not normalised
     :param returns: Statistics of the discounted returns, ``None`` if rewards are not normalised
@@ -45,30 +45,30 @@ class Normalization:
         return cls(observations, returns, env.clip_obs, env.clip_reward, env.epsilon)
 
 
-def beneath_passing_wrappers(env: VecEnv | None) -> VecEnv | None:
+def without_passive_wrappers(env: VecEnv | None) -> VecEnv | None:
     """
-    :param env: Environments, if there are any
-    :return: The outermost of their wrappers that does more than to hand on, or the environments themselves
+    :param env: Environments, ``None`` for none
+    :return: The outermost wrapper that changes observations or rewards, or the innermost environment if none does
     """
-    while isinstance(env, PASSING_WRAPPERS):
+    while isinstance(env, PASSIVE_WRAPPERS):
         env = env.venv
     return env
 
 
 def normalizing_wrapper(env: VecEnv | None) -> VecNormalize | None:
     """
-    :param env: Environments, if there are any
-    :return: Their normalising wrapper, if what it puts out is what the policy sees
+    :param env: Environments, ``None`` for none
+    :return: Their VecNormalize, if the policy sees its output as it is
     """
-    env = beneath_passing_wrappers(env)
-    # Where another wrapper (frame stacking, say) comes after it, what that one puts out counts as raw
+    env = without_passive_wrappers(env)
+    # The output of any other wrapper around VecNormalize, such as frame stacking, counts as raw
     return env if isinstance(env, VecNormalize) else None
 
 
 def normalization_statistics(model: OnPolicyAlgorithm) -> dict[str, RunningMeanStd | dict[str, RunningMeanStd]]:
     """
     :param model: An algorithm
-    :return: The statistics that its VecNormalize learns, if it has one, by name of the attribute
+    :return: The statistics of its VecNormalize by name of the attribute, empty without one
     """
     env = model.get_vec_normalize_env()
     attributes = {} if env is None else vars(env)

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from sb3_agd.checkpoint.random_streams import seed_of_global_streams
 from sb3_agd.experience.recorder import TransitionRecorder
-from sb3_agd.experience.replay_buffer import ReplayBuffer, ReplaySegmentSource
+from sb3_agd.experience.replay_buffer import ReplayBuffer
+from sb3_agd.experience.segment_source import ReplaySegmentSource
 from sb3_agd.experience.space_codecs import make_codec
 from sb3_agd.experience.vec_normalize import Normalization, normalizing_wrapper
 from sb3_agd.imagination.policy_adapter import FixedNoisePolicy, PolicyAdapter, check_distribution

@@ -34,7 +34,7 @@ class KeptLog(KVWriter):
 def test_the_callback_is_refused_where_it_does_not_see_each_step() -> None:
     model = A2C("MlpPolicy", ToyEnv(), n_steps=32, rollout_buffer_class=AugmentedRolloutBuffer)
     for callback in (GuidanceCallback(), CallbackList([GuidanceCallback()])):
-        with pytest.raises(ValueError, match="GuidanceCallback must see each step: within EveryNTimesteps"):
+        with pytest.raises(ValueError, match="GuidanceCallback must be called at each step, but EveryNTimesteps"):
             model.learn(64, EveryNTimesteps(32, callback))
 
 

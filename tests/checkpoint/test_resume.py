@@ -1,4 +1,4 @@
-"""A run that was killed goes on from its last checkpoint as if nothing had happened."""
+"""A killed run continues from its last checkpoint as if it had never stopped."""
 
 import threading
 from collections.abc import Callable
@@ -115,14 +115,14 @@ def make_toy(n_envs: int = 1, **kwargs: Any) -> VecEnv:
     """
     :param n_envs: Number of environments
     :param kwargs: Arguments of :class:`ToyEnv`
-    :return: Environments in the midst of no episode
+    :return: Environments that were not reset yet
     """
     env = DummyVecEnv([lambda: ToyEnv(episode_length=50, **kwargs)] * n_envs)
     env.seed(0)
     return env
 
 
-def test_a_run_that_began_with_a_loaded_agent_is_resumed_bit_for_bit_as_well(tmp_path: Path) -> None:
+def test_a_run_that_started_from_a_loaded_agent_is_resumed_bit_for_bit(tmp_path: Path) -> None:
     def make_env() -> VecEnv:
         return make_vec_env("Pendulum-v1", seed=3)
 
@@ -135,7 +135,7 @@ def test_a_run_that_began_with_a_loaded_agent_is_resumed_bit_for_bit_as_well(tmp
     assert_equal_runs(model, resumed)
 
 
-def test_an_ordinary_file_in_environments_that_were_never_reset_begins_new_episodes(tmp_path: Path) -> None:
+def test_an_ordinary_file_starts_new_episodes_without_force_reset(tmp_path: Path) -> None:
     def make_env() -> VecNormalize:
         return VecNormalize(make_vec_env(ToyEnv))
 
@@ -161,7 +161,7 @@ def test_a_run_that_fails_before_its_first_step_can_still_be_resumed(tmp_path: P
     assert_equal_runs(model, resumed.learn(160, reset_num_timesteps=False))
 
 
-def test_without_the_transitions_a_run_goes_on_but_not_as_it_would_have(tmp_path: Path) -> None:
+def test_a_run_without_its_transitions_continues_but_differs(tmp_path: Path) -> None:
     model = train_with_checkpoints(make_toy, tmp_path)
     other = AGDPPO.load(tmp_path / "rl_model_96_steps", make_toy(), force_reset=False)
     other.learn(STEPS - other.num_timesteps, reset_num_timesteps=False)
@@ -171,7 +171,7 @@ def test_without_the_transitions_a_run_goes_on_but_not_as_it_would_have(tmp_path
     assert any(not th.equal(ours, theirs) for ours, theirs in weights)
 
 
-def test_a_loaded_checkpoint_whose_environment_is_reset_begins_new_episodes(tmp_path: Path) -> None:
+def test_a_loaded_checkpoint_starts_new_episodes_if_its_environment_is_reset(tmp_path: Path) -> None:
     train_with_checkpoints(make_toy, tmp_path)
     for force_reset, reset_num_timesteps, steps_in_episode in ((True, False, 1), (False, True, 1), (False, False, 97 % 50)):
         seen = []
@@ -188,12 +188,12 @@ def test_other_wrappers_are_refused_by_name(tmp_path: Path) -> None:
     train_with_checkpoints(make_toy, tmp_path)
     model = AGDPPO.load(tmp_path / "rl_model_96_steps", VecMonitor(make_toy()), force_reset=False)
     with pytest.raises(
-        ValueError, match=r"cannot be put back.*\['DummyVecEnv', 'ToyEnv'\].*\['VecMonitor', 'DummyVecEnv', 'ToyEnv'\]"
+        ValueError, match=r"cannot be restored.*\['DummyVecEnv', 'ToyEnv'\].*\['VecMonitor', 'DummyVecEnv', 'ToyEnv'\]"
     ):
         model.learn(32, reset_num_timesteps=False)
 
 
-def test_what_cannot_be_stored_is_named(tmp_path: Path) -> None:
+def test_a_warning_names_attributes_that_cannot_be_stored(tmp_path: Path) -> None:
     class WithFile(ToyEnv):
         def __init__(self) -> None:
             super().__init__()
@@ -204,7 +204,7 @@ def test_what_cannot_be_stored_is_named(tmp_path: Path) -> None:
         model.learn(64, callback=ResumableCheckpointCallback(32, str(tmp_path)))
 
 
-def test_environments_that_cannot_be_stored_begin_new_episodes(tmp_path: Path) -> None:
+def test_environments_that_cannot_be_stored_start_new_episodes(tmp_path: Path) -> None:
     class WithProcess(ToyEnv):
         def reset(self, **kwargs: Any) -> tuple[Any, dict]:
             self.process = (number for number in range(1000))
@@ -218,7 +218,7 @@ def test_environments_that_cannot_be_stored_begin_new_episodes(tmp_path: Path) -
         return VecNormalize(DummyVecEnv([WithProcess]))
 
     model = AGDPPO("MlpPolicy", make_env(), **SMALL)
-    with pytest.warns(UserWarning, match=r"\['WithProcess.process'\].*resumed run will begin with new ones"):
+    with pytest.warns(UserWarning, match=r"\['WithProcess.process'\].*resumed run will start new ones"):
         model.learn(64, callback=ResumableCheckpointCallback(32, str(tmp_path)))
     resumed = AGDPPO.load(tmp_path / "rl_model_32_steps", make_env(), force_reset=False)
     resumed.learn(32, reset_num_timesteps=False)
@@ -227,14 +227,14 @@ def test_environments_that_cannot_be_stored_begin_new_episodes(tmp_path: Path) -
     assert resumed.get_vec_normalize_env().obs_rms.count == pytest.approx(33 + 1 + 32, abs=0.01)
 
 
-def test_checkpoints_where_they_cannot_be_written_are_refused(tmp_path: Path) -> None:
+def test_checkpoints_are_refused_for_other_algorithms_and_within_event_callbacks(tmp_path: Path) -> None:
     within_eval = ResumableCheckpointCallback(1, str(tmp_path))
     for callback in (
         EveryNTimesteps(32, ResumableCheckpointCallback(1, str(tmp_path))),
         EveryNTimesteps(32, CallbackList([ResumableCheckpointCallback(1, str(tmp_path))])),
         EvalCallback(DummyVecEnv([ToyEnv]), eval_freq=32, callback_on_new_best=within_eval),
     ):
-        with pytest.raises(ValueError, match=f"must see each step: within {type(callback).__name__}"):
+        with pytest.raises(ValueError, match=f"must be called at each step, but {type(callback).__name__}"):
             AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64, callback)
     with pytest.raises(ValueError, match="for AGDPPO, not for PPO"):
         PPO("MlpPolicy", ToyEnv(), n_steps=32).learn(64, ResumableCheckpointCallback(32, str(tmp_path)))
@@ -266,9 +266,7 @@ def interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_no_checkpoint_is_written_in_the_midst_of_a_rollout_or_an_update(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_checkpoint_is_written_during_a_rollout_or_an_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = ResumableCheckpointCallback(10, str(tmp_path))
     model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL)
     # A callback ends the second rollout early
@@ -282,7 +280,7 @@ def test_no_checkpoint_is_written_in_the_midst_of_a_rollout_or_an_update(
     assert [path.name for path in tmp_path.glob("*.zip")] == ["rl_model_32_steps.zip"]
 
 
-def test_an_agent_of_an_earlier_run_is_not_taken_for_that_of_new_transitions(
+def test_the_zip_of_an_earlier_run_is_removed_before_new_files_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_with_checkpoints(make_toy, tmp_path)
@@ -293,11 +291,11 @@ def test_an_agent_of_an_earlier_run_is_not_taken_for_that_of_new_transitions(
     assert not (tmp_path / "rl_model_96_steps.zip").exists()
 
 
-def test_environments_in_other_processes_begin_new_episodes(tmp_path: Path) -> None:
+def test_environments_in_other_processes_start_new_episodes(tmp_path: Path) -> None:
     def make_env() -> VecEnv:
         return SubprocVecEnv([lambda: gym.make("CartPole-v1")] * 2)
 
-    with pytest.warns(UserWarning, match="a SubprocVecEnv is out of reach.*resumed run will begin with new ones"):
+    with pytest.warns(UserWarning, match="environments in a SubprocVecEnv cannot be read.*resumed run will start new ones"):
         train_with_checkpoints(make_env, tmp_path, n_steps=16).env.close()
     model = AGDPPO.load(tmp_path / "rl_model_96_steps", make_env(), force_reset=False)
     model.learn(STEPS - model.num_timesteps, reset_num_timesteps=False)
@@ -319,7 +317,7 @@ def test_the_agent_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 class Outer(gym.Env):
-    """Holds another environment without being a wrapper: gymnasium would pickle that one as it is when made anew."""
+    """Holds another environment without being a wrapper: gymnasium would pickle only the arguments of its constructor."""
 
     def __init__(self) -> None:
         self.inner = gym.make("InvertedPendulum-v5")
@@ -333,14 +331,14 @@ class Outer(gym.Env):
         return self.inner.step(action)
 
 
-def test_environments_within_environments_are_named_as_what_cannot_be_stored(tmp_path: Path) -> None:
+def test_a_warning_names_an_environment_within_an_environment(tmp_path: Path) -> None:
     model = AGDPPO("MlpPolicy", Outer(), **SMALL)
     with pytest.warns(UserWarning, match=r"\['Outer.inner'\] cannot be pickled"):
         model.learn(64, callback=ResumableCheckpointCallback(32, str(tmp_path)))
 
 
-class OutOfReach(gym.Env):
-    """Observations in a dictionary, and an attribute that cannot be pickled."""
+class Unpicklable(gym.Env):
+    """Dict observations, and an attribute that cannot be pickled."""
 
     observation_space = gym.spaces.Dict({"seen": gym.spaces.Box(-1, 1, (3,))})
     action_space = gym.spaces.Box(-1, 1, (2,))
@@ -356,11 +354,11 @@ class OutOfReach(gym.Env):
         return self.observation_space.sample(), 1.0, False, False, {}
 
 
-def test_statistics_of_dictionaries_are_resumed_where_episodes_are_lost(tmp_path: Path) -> None:
+def test_statistics_of_dict_observations_are_resumed_if_episodes_are_lost(tmp_path: Path) -> None:
     def make_env() -> VecEnv:
-        return VecExtractDictObs(VecNormalize(DummyVecEnv([OutOfReach]), norm_obs_keys=["seen"]), "seen")
+        return VecExtractDictObs(VecNormalize(DummyVecEnv([Unpicklable]), norm_obs_keys=["seen"]), "seen")
 
-    with pytest.warns(UserWarning, match="OutOfReach.lock"):
+    with pytest.warns(UserWarning, match="Unpicklable.lock"):
         AGDPPO("MlpPolicy", make_env(), **SMALL).learn(64, callback=ResumableCheckpointCallback(32, str(tmp_path)))
     model = AGDPPO.load(tmp_path / "rl_model_32_steps", make_env(), force_reset=False).learn(32, reset_num_timesteps=False)
     # 32 steps and a reset before the checkpoint and after it

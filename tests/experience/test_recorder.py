@@ -1,4 +1,4 @@
-"""What is stored is what happened in the environments."""
+"""The recorder stores what happened in the environments."""
 
 import inspect
 import warnings
@@ -30,7 +30,7 @@ def recorded(env: ToyEnv, steps: int = 64) -> Segments:
 
 
 @pytest.mark.parametrize("terminates", [False, True])
-def test_truncations_are_no_terminations_and_the_last_state_is_not_the_reset_one(terminates: bool) -> None:
+def test_truncations_are_not_terminations_and_the_last_state_of_an_episode_is_stored(terminates: bool) -> None:
     env = ToyEnv(episode_length=5, terminates=terminates, observe=lambda step: np.full(3, step / 10, dtype=np.float32))
     transitions = recorded(env)
     before, after = transitions.observations[:, 0, 0], transitions.observations[:, 1, 0]
@@ -45,7 +45,7 @@ def test_rewards_are_stored_without_the_value_that_sb3_adds_at_truncations() -> 
     assert th.all(transitions.rewards == 1)
 
 
-def test_stores_raw_observations_and_rewards_under_vec_normalize() -> None:
+def test_observations_and_rewards_are_stored_in_raw_units_under_vec_normalize() -> None:
     env = VecNormalize(
         DummyVecEnv([lambda: ToyEnv(episode_length=7, observe=lambda step: np.full(3, 100.0 + step, np.float32))])
     )
@@ -55,7 +55,7 @@ def test_stores_raw_observations_and_rewards_under_vec_normalize() -> None:
     assert th.all(transitions.rewards == 1)
 
 
-def test_stores_actions_as_the_environment_received_them() -> None:
+def test_actions_are_stored_as_the_environment_received_them() -> None:
     env = ToyEnv(action_space=spaces.Box(-0.1, 0.1, (2,)))
     transitions = recorded(env)
     assert np.allclose(transitions.actions[:, 0].numpy(), np.stack(env.received))
@@ -64,7 +64,7 @@ def test_stores_actions_as_the_environment_received_them() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("what", ["observation", "reward"])
-def test_bad_numbers_name_the_environment_and_the_step(value: float, what: str) -> None:
+def test_error_about_a_value_that_is_not_finite_names_the_environment_and_the_step(value: float, what: str) -> None:
     def observe(step: int) -> np.ndarray:
         return np.full(3, value if what == "observation" and step == 10 else 0.5, dtype=np.float32)
 
@@ -80,7 +80,7 @@ def test_bad_numbers_name_the_environment_and_the_step(value: float, what: str) 
 
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize(("what", "step"), [("observation", 0), ("observation", 10), ("reward", 10)])
-def test_training_goes_on_with_vec_normalize_after_bad_numbers(what: str, step: int, stacked: bool) -> None:
+def test_training_continues_after_a_value_that_is_not_finite_under_vec_normalize(what: str, step: int, stacked: bool) -> None:
     bad = {what: step}
     env = ToyEnv()
     env.observe = lambda steps: np.full(3, np.nan if steps == env.total_steps == bad.get("observation") else 0.5, np.float32)
@@ -97,8 +97,8 @@ def test_training_goes_on_with_vec_normalize_after_bad_numbers(what: str, step: 
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 
-def test_a_bad_action_names_the_environment_and_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Whose next observation is bad then, too
+def test_error_about_an_action_that_is_not_finite_names_the_environment_and_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The observation after a bad action is bad, too
     model = AGDPPO("MlpPolicy", make_vec_env("Pendulum-v1", 2), **SMALL)
     forward = model.policy.forward
 
@@ -113,7 +113,7 @@ def test_a_bad_action_names_the_environment_and_the_step(monkeypatch: pytest.Mon
 
 
 class AddedOutside(VecEnvWrapper):
-    """Adds to what VecNormalize puts out."""
+    """Adds constants to observations and rewards."""
 
     def reset(self) -> np.ndarray:
         return self.venv.reset() + 5
@@ -123,7 +123,7 @@ class AddedOutside(VecEnvWrapper):
         return observations + 5, rewards + 100, dones, infos
 
 
-def test_what_a_wrapper_around_vec_normalize_puts_out_is_what_counts() -> None:
+def test_output_of_a_wrapper_around_vec_normalize_is_stored_as_it_is() -> None:
     env = AddedOutside(VecNormalize(DummyVecEnv([ToyEnv])))
     model = AGDPPO("MlpPolicy", env, gamma=0.5, **SMALL).learn(64)
     buffer = model.rollout_buffer
@@ -134,7 +134,7 @@ def test_what_a_wrapper_around_vec_normalize_puts_out_is_what_counts() -> None:
     assert low < buffer.returns.min() and buffer.returns.max() < high
 
 
-def test_rewards_that_a_callback_adds_to_reach_the_policy_as_they_are() -> None:
+def test_policy_gets_rewards_that_a_callback_has_changed() -> None:
     class Bonus(BaseCallback):
         def _on_step(self) -> bool:
             self.locals["rewards"] += 0.25
@@ -145,7 +145,7 @@ def test_rewards_that_a_callback_adds_to_reach_the_policy_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("last", [5.0, 500.0])
-def test_a_clipped_last_state_is_told(last: float) -> None:
+def test_a_warning_names_last_states_that_vec_normalize_has_clipped(last: float) -> None:
     def observe(step: int) -> np.ndarray:
         return np.full(3, last if step == 10 else step / 5, dtype=np.float32)
 
@@ -153,13 +153,13 @@ def test_a_clipped_last_state_is_told(last: float) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = AGDPPO("MlpPolicy", env, **SMALL).learn(32)
-    told = any("VecNormalize has clipped the last state" in str(warning.message) for warning in caught)
+    warned = any("VecNormalize has clipped the last state" in str(warning.message) for warning in caught)
     highest = model.replay_buffer.observations[0, : model.replay_buffer.position[0]].max()
-    assert told == (highest < last)
-    assert told == (last == 500)
+    assert warned == (highest < last)
+    assert warned == (last == 500)
 
 
-def test_an_environment_that_hides_the_last_state_of_an_episode_is_named() -> None:
+def test_error_about_a_missing_last_state_names_the_environment() -> None:
     class Hiding(VecEnvWrapper):
         def reset(self) -> np.ndarray:
             return self.venv.reset()
@@ -169,7 +169,7 @@ def test_an_environment_that_hides_the_last_state_of_an_episode_is_named() -> No
             return observations, rewards, dones, [{} for _ in infos]
 
     env = Hiding(DummyVecEnv([lambda: ToyEnv(episode_length=50), lambda: ToyEnv(episode_length=10)]))
-    with pytest.raises(ValueError, match=r"Environment 1 .*ended at step 20.*terminal_observation"):
+    with pytest.raises(ValueError, match=r"environment 1 lacks .terminal_observation.*ended at step 20"):
         AGDPPO("MlpPolicy", env, **SMALL).learn(64)
 
 
@@ -180,7 +180,7 @@ def make_counter() -> ToyEnv:
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("mover", ["reset", "evaluation", "training without the callback", "training that was stopped"])
-def test_no_transition_is_made_up_where_others_have_moved_the_environments(mover: str, normalize: bool) -> None:
+def test_no_false_transition_is_stored_if_other_code_moves_the_environments(mover: str, normalize: bool) -> None:
     env: VecEnv = DummyVecEnv([make_counter])
     if normalize:
         env = VecNormalize(env)
@@ -199,17 +199,17 @@ def test_no_transition_is_made_up_where_others_have_moved_the_environments(mover
     elif mover == "training without the callback":
         model.learn(40, reset_num_timesteps=False)
     model.learn(64, callback, reset_num_timesteps=False)
-    store = callback.imagination.replay_buffer
-    env_indices, rows = store.recent_transitions(1000)
+    buffer = callback.imagination.replay_buffer
+    env_indices, indices = buffer.recent_transitions(1000)
     steps = (
-        (1000 * store.observations[env_indices, rows, 0]).round(),
-        (1000 * store.observations[env_indices, rows + 1, 0]).round(),
+        (1000 * buffer.observations[env_indices, indices, 0]).round(),
+        (1000 * buffer.observations[env_indices, indices + 1, 0]).round(),
     )
-    assert len(rows) == (64 if mover == "training that was stopped" else 128)
-    assert np.array_equal(steps[1] - steps[0], np.ones(len(rows)))
+    assert len(indices) == (64 if mover == "training that was stopped" else 128)
+    assert np.array_equal(steps[1] - steps[0], np.ones(len(indices)))
 
 
-def test_the_ends_of_episodes_may_be_any_numbers() -> None:
+def test_dones_may_be_numbers() -> None:
     class FloatDones(VecEnvWrapper):
         def reset(self) -> Any:
             return self.venv.reset()

@@ -62,7 +62,7 @@ def test_decoded_values_belong_to_the_space(space: spaces.Space) -> None:
 
 
 @each_space
-def test_elements_may_come_in_any_shape(space: spaces.Space) -> None:
+def test_elements_of_any_shape_are_encoded(space: spaces.Space) -> None:
     codec, values = make_codec(space, "observation"), draw(space, n_samples=6)
     vectors = codec.encode(values)
     assert np.array_equal(codec.encode(values.reshape(6, -1)), vectors)
@@ -128,7 +128,7 @@ def test_images_are_refused_with_their_name_and_advice(space: spaces.Space, name
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(3, start=1), spaces.MultiDiscrete([3, 3], start=[0, 1])])
-def test_integers_that_do_not_begin_with_zero_are_refused(space: spaces.Space) -> None:
+def test_discrete_spaces_that_do_not_start_at_zero_are_refused(space: spaces.Space) -> None:
     with pytest.raises(ValueError, match="its values must begin with 0"):
         make_codec(space, "action")
 
