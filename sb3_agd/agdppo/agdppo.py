@@ -28,7 +28,8 @@ from sb3_agd.checkpoint.save_util import FILE_FORMAT, explain_misfit, newer_form
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.space_codecs import make_codec
 from sb3_agd.world_model import DiffusionWorldModel, Guide, Segments
-from sb3_agd.world_model.world_model import TerminationFn, check_integer
+from sb3_agd.world_model.termination import TerminationFn
+from sb3_agd.world_model.validation import check_integer
 
 SelfAGDPPO = TypeVar("SelfAGDPPO", bound="AGDPPO")
 
@@ -140,8 +141,8 @@ class AGDPPO(PPO):
     :param world_model_warmup: Real transitions before the world model is first fitted and used
     :param buffer_size: Rows for the real transitions that the world model is trained on, one for each and
         one for the last state of each episode; the oldest are overwritten
-    :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``, ``width``, ``depth``,
-        ``ema_decay``)
+    :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``,
+        ``network_kwargs``, ``ema_decay``)
     :param termination_fn: The true rule of termination where it is known, in place of the learned one. It gets numpy
         arrays ``(observations, actions, next_observations)`` in raw units with one row per transition and returns
         one boolean per row

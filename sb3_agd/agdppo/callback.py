@@ -20,7 +20,8 @@ from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.checkpoint.resume import check_sees_each_step, discard_stale_replies
 from sb3_agd.world_model import DiffusionWorldModel, Guide
 from sb3_agd.world_model.guides import GUIDES
-from sb3_agd.world_model.world_model import TerminationFn, check_arguments, check_can_move, check_integer, check_number
+from sb3_agd.world_model.termination import TerminationFn
+from sb3_agd.world_model.validation import check_arguments, check_can_move, check_integer, check_number
 
 # The first fit takes this many times the updates of the later ones
 WARMUP_FITS = 5
@@ -44,7 +45,7 @@ CHANGEABLE = (
     "world_model_warmup",
 )
 # Arguments of the world model that have no keyword argument of their own
-WORLD_MODEL_KWARGS = {"network", "width", "depth", "ema_decay"}
+WORLD_MODEL_KWARGS = {"network", "network_kwargs", "ema_decay"}
 
 
 def make_guide(guidance: str | Guide) -> Guide | None:
@@ -123,8 +124,8 @@ class GuidanceCallback(BaseCallback):
     :param world_model_warmup: Real transitions before the world model is first fitted and used
     :param buffer_size: Rows for the real transitions that the world model is trained on, one for each and
         one for the last state of each episode; the oldest are overwritten
-    :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``, ``width``, ``depth``,
-        ``ema_decay``)
+    :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``,
+        ``network_kwargs``, ``ema_decay``)
     :param termination_fn: The true rule of termination where it is known, in place of the learned one. It gets numpy
         arrays ``(observations, actions, next_observations)`` in raw units with one row per transition and returns
         one boolean per row

@@ -22,7 +22,7 @@ from sb3_agd.experience.replay_buffer import ReplayBuffer, ReplaySegmentSource
 from sb3_agd.experience.space_codecs import make_codec
 from sb3_agd.experience.vec_normalize import Normalization, normalizing_wrapper
 from sb3_agd.world_model import Critic, DiffusionWorldModel, Guide, Segments
-from sb3_agd.world_model.guides import select_candidates
+from sb3_agd.world_model.guidance import select_candidates
 
 # Imagination starts from states among this many newest rows of the store: older ones come from policies that are no more
 RECENT_ROWS = 20_000
