@@ -56,4 +56,6 @@ def apply_rule(rule: TerminationFn, states: th.Tensor, actions: th.Tensor) -> th
     outcome = np.asarray(rule(*rows))
     if outcome.shape != (len(rows[0]),):
         raise ValueError(f"`termination_fn` must return one boolean per row, shape {(len(rows[0]),)}, not {outcome.shape}")
+    if outcome.dtype != np.bool_:
+        raise ValueError(f"`termination_fn` must return booleans, not values of type {outcome.dtype}")
     return th.as_tensor(outcome, dtype=states.dtype, device=states.device).view(actions.shape[:2])

@@ -1,6 +1,7 @@
 """Terminations: the classifier, its calibration, and rules of the user."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -170,7 +171,21 @@ def test_user_given_rule_of_termination_replaces_the_model() -> None:
     assert np.array_equal(next_observations, imagined.observations[:, 1:].reshape(-1, OBSERVATION_DIM))
 
 
-@pytest.mark.parametrize("outcome", [np.zeros((150, 1)), np.zeros(3), True], ids=["column", "few", "scalar"])
+@pytest.mark.parametrize("value", [0.3, 2.0, float("nan"), 1, None])
+def test_rule_of_termination_may_return_booleans_only(value: Any) -> None:
+    model = make_model(termination_fn=lambda observations, *_: np.full(len(observations), value))
+    with pytest.raises(ValueError, match="`termination_fn` must return booleans, not"):
+        model.imagine(th.zeros(50, OBSERVATION_DIM), linear_policy, generator=seeded())
+
+
+@pytest.mark.parametrize("convert", [np.asarray, list, th.as_tensor], ids=["array", "list", "tensor"])
+def test_rule_of_termination_may_return_any_sequence_of_booleans(convert: Callable) -> None:
+    model = make_model(termination_fn=lambda observations, *_: convert(np.arange(len(observations)) % 2 == 1))
+    imagined = model.imagine(th.zeros(50, OBSERVATION_DIM), linear_policy, generator=seeded())
+    assert th.equal(imagined.terminations.flatten(), th.arange(150) % 2 == 1)
+
+
+@pytest.mark.parametrize("outcome", [np.zeros((150, 1), bool), np.zeros(3, bool), True], ids=["column", "few", "scalar"])
 def test_rule_of_termination_of_a_wrong_shape_is_refused(outcome: Any) -> None:
     model = make_model(termination_fn=lambda *_: outcome)
     with pytest.raises(ValueError, match="termination_fn"):
