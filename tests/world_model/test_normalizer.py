@@ -63,6 +63,14 @@ def test_rounding_jitter_around_a_large_mean_is_not_amplified() -> None:
     assert normalizer(1e6 + jitter).abs().max() < 0.2
 
 
+@pytest.mark.parametrize("offset, scale", [(1e9, 300.0), (1e6, 0.5), (-1e9, 300.0)])
+def test_small_variation_around_a_large_mean_is_standardised(offset: float, scale: float) -> None:
+    data = offset + scale * th.randn(1000, 1, generator=seeded(), dtype=th.float64)
+    normalizer = updated(list(data.split(100)))
+    assert normalizer.scale.item() == pytest.approx(scale, rel=0.1)
+    assert normalizer(data.float()).std().item() == pytest.approx(1, rel=0.1)
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("offset", [0.0, 1.0, 100.0])
 def test_data_of_any_scale_is_standardised(scale: float, offset: float) -> None:
