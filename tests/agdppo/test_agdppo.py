@@ -57,7 +57,7 @@ def test_every_keyword_argument_is_an_attribute() -> None:
         "world_model_learning_rate": 2e-3,
         "world_model_warmup": 11,
         "buffer_size": 1234,
-        "world_model_kwargs": {"width": 8},
+        "world_model_kwargs": {"network_kwargs": {"width": 8}},
         "termination_fn": lambda observations, actions, next_observations: observations[:, 0] > 1,
     }
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **arguments)
@@ -126,7 +126,7 @@ def test_a_loaded_model_predicts_and_imagines_identically_and_goes_on_learning(e
 
 def test_a_denoiser_of_ones_own_is_used_and_saved(tmp_path: Path) -> None:
     class OneStepDenoiser(nn.Module):
-        def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, depth: int):
+        def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, depth: int = 2):
             super().__init__()
             self.shape = (horizon, width, depth)
             self.layer = nn.Linear(2 * observation_dim + 1 + action_dim, observation_dim + 1)
@@ -135,7 +135,7 @@ def test_a_denoiser_of_ones_own_is_used_and_saved(tmp_path: Path) -> None:
             start = start[:, None].expand(-1, noisy.shape[1], -1)
             return self.layer(th.cat([noisy, start, actions], dim=-1))
 
-    world_model_kwargs = {"network": OneStepDenoiser, "width": 7}
+    world_model_kwargs = {"network": OneStepDenoiser, "network_kwargs": {"width": 7}}
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"world_model_kwargs": world_model_kwargs}).learn(64)
     assert model.rollout_buffer.n_imagined > 0
     model.save(tmp_path / "model")
@@ -265,7 +265,7 @@ def test_a_wrong_setting_is_refused_at_construction_by_name(name: str, value: An
         AGDPPO("MlpPolicy", "Pendulum-v1", **{name: value})
 
 
-@pytest.mark.parametrize("kwargs", [{"width": 0}, {"width": True}, {"depth": 0}, {"network": "unet"}, {"ema_decay": 1.0}])
+@pytest.mark.parametrize("kwargs", [{"network_kwargs": {"widht": 8}}, {"network": "unet"}, {"ema_decay": 1.0}])
 def test_a_wrong_world_model_argument_is_refused_at_construction_by_name(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(kwargs))}`"):
         AGDPPO("MlpPolicy", "Pendulum-v1", world_model_kwargs=kwargs)
@@ -299,7 +299,8 @@ def test_a_world_model_that_was_never_trained_is_not_imagined_with() -> None:
 
 def test_a_setting_that_the_world_model_was_built_with_cannot_change_unnoticed(tmp_path: Path) -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
-    for name, value in {"n_denoising_steps": 3, "buffer_size": 500, "world_model_kwargs": {"width": 7}}.items():
+    network = {"network_kwargs": {"width": 7}}
+    for name, value in {"n_denoising_steps": 3, "buffer_size": 500, "world_model_kwargs": network}.items():
         before = getattr(model, name)
         setattr(model, name, value)
         with pytest.raises(ValueError, match=f"`{name}` was .* when the world model was built"):
@@ -463,7 +464,7 @@ def test_the_setting_of_the_paper_works() -> None:
         "n_denoising_steps": 128,
         "horizon": 10,
         # Full width is left to the tests of the world model
-        "world_model_kwargs": {"network": "mlp", "width": 64, "depth": 6},
+        "world_model_kwargs": {"network": "mlp", "network_kwargs": {"width": 64, "depth": 6}},
         "world_model_gradient_steps": 1,
         "world_model_batch_size": 8,
         "synthetic_ratio": 1.0,

@@ -122,7 +122,7 @@ def test_an_environment_with_other_spaces_is_refused_by_name(saved: Path) -> Non
 
 def test_a_world_model_of_another_size_is_refused_by_name(saved: Path) -> None:
     with pytest.raises(ValueError, match=r"(?s)model\.zip.*size mismatch for networks.denoiser"):
-        AGDPPO.load(saved, world_model_kwargs={"width": 32, "depth": 1})
+        AGDPPO.load(saved, world_model_kwargs={"network_kwargs": {"width": 32, "depth": 1}})
 
 
 def test_a_file_of_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 from sb3_agd import AGDPPO
+from sb3_agd.imagination import NO_GUIDANCE
 from sb3_agd.imagination.policy_adapter import FixedNoisePolicy
 
 
