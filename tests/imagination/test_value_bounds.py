@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_agd import AGDPPO
+from sb3_agd.imagination import NO_GUIDANCE
 from sb3_agd.imagination.rollout_rows import generalized_advantages
 
 
@@ -40,7 +41,7 @@ def test_values_of_imagined_rows_stay_within_the_margin_of_real_returns() -> Non
     with th.no_grad():
         model.policy.value_net.bias.fill_(1e4)
     imagination = model.imagination
-    imagined, _ = imagination.imagine_rows(None, 0.0, 1, 64)
+    imagined, _ = imagination.imagine_rows(NO_GUIDANCE, 64)
     largest = sum(0.99**step for step in range(10))
     assert imagined.returns.max() <= 1.25 * largest
     assert imagined.advantages.abs().max() <= 10 * largest
