@@ -25,18 +25,15 @@ from sb3_agd.imagination.settings import NO_GUIDANCE, Guidance, Settings
 from sb3_agd.imagination.start_states import encoded_observations, recent_states, states_along
 from sb3_agd.imagination.value_bounds import (
     UNKNOWN_RANGE,
+    attainable_range,
     bound_values,
-    credible_range,
     real_advantages,
-    transitions_for_returns,
 )
 from sb3_agd.world_model import Critic, DiffusionWorldModel, Segments
 from sb3_agd.world_model.guidance import select_candidates
 
-# Half of the world model's training segments come from this many newest rollouts. Values are bounded by the returns of
-# these rollouts, or of a minimum of transitions
+# Half of the world model's training segments come from this many newest rollouts
 RECENT_ROLLOUTS = 20
-MIN_RETURN_TRANSITIONS = 2_000
 # Segments of the newest rollout that the world model is tested on before it sees them
 HELD_OUT_SEGMENTS = 256
 # Advantages that differ less than this from their mean, in standard deviations of past rollouts, are all the same
@@ -53,7 +50,7 @@ class ImaginationState:
     :param rng: Private source of all randomness of the world model and of imagination
     :param advantage_std: Running standard deviation of the one-step advantage on real data, in the critic's units
     :param critic_explained_variance: Of the newest rollout, at least 0: a factor of the guidance scale
-    :param value_range: Lowest and highest credible value, in the critic's units: it bounds the values and value targets of
+    :param value_range: Lowest and highest attainable value, in the critic's units: it bounds the values and value targets of
         real and imagined rows, and those that guides see
     :param normalization: Normalisation that the agent was trained with: a model loaded without environment needs it
     :param correlations: Correlations of the advantages along imagined and real segments in the newest rollouts
@@ -102,8 +99,6 @@ class Imagination:
         self.settings = settings
         seed = seed_of_global_streams() if model.seed is None else model.seed
         self.state = state or ImaginationState(np.random.default_rng(seed))
-        # Used as long as there are too few transitions to estimate the range again
-        self.earlier_range = self.state.value_range
         sizes = self.observation_codec.size, self.action_codec.size
         arguments = settings.world_model_arguments() | {"termination_fn": self._in_raw_units(settings.termination_fn)}
         self.replay_buffer = ReplayBuffer(settings.buffer_size, model.n_envs, *sizes)
@@ -133,7 +128,6 @@ class Imagination:
         To be called after the transitions in the replay buffer were replaced by those of a file. A world model without
         statistics takes its statistics from all of them.
         """
-        self.earlier_range = UNKNOWN_RANGE
         if self.world_model.observation_normalizer.count > 0:
             self._observed = self.replay_buffer.position.copy()
         else:
@@ -224,18 +218,11 @@ class Imagination:
 
     def _value_range(self) -> tuple[float, float]:
         """
-        :return: Lowest and highest credible value, in the critic's units, see :func:`credible_range`. A model that was loaded
-            without its transitions keeps its range until it has seen enough: the first steps show only a part of the return
-            of an episode
+        :return: Lowest and highest attainable value in the critic's units, by the lowest and the highest real reward so far
         """
-        agent, buffer = self.agent, self.replay_buffer
-        n_transitions = max(self._n_recent, transitions_for_returns(self._gamma) * self.model.n_envs, MIN_RETURN_TRANSITIONS)
-        episodes = buffer.recent_episodes(n_transitions)
-        in_critics_units = [(agent.rewards(th.from_numpy(rewards)).numpy(), cut_off) for rewards, cut_off in episodes]
-        low, high = credible_range(in_critics_units, self._gamma)
-        if self.earlier_range != UNKNOWN_RANGE and not buffer.holds(n_transitions):
-            low, high = min(low, self.earlier_range[0]), max(high, self.earlier_range[1])
-        return low, high
+        normalizer = self.world_model.reward_normalizer
+        low, high = self.agent.rewards(th.cat([normalizer.low, normalizer.high])).tolist()
+        return attainable_range(low, high, self._gamma)
 
     def bound_values(self, buffer: RolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
         """
@@ -347,7 +334,7 @@ class Imagination:
 
     @property
     def critic(self) -> Critic:
-        """The agent's critic, with values within the credible range."""
+        """The agent's critic, with values within the attainable range."""
         agent, value_range = self.agent, self.state.value_range
 
         def bounded_values(vectors: th.Tensor) -> th.Tensor:
