@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
-from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from torch.nn import functional as F
 
 from sb3_agd.checkpoint.random_streams import seed_of_global_streams
@@ -234,6 +235,24 @@ class Imagination:
         """
         rewards, cut_off = np.stack(self.recorder.rewards), np.stack(self.recorder.cut_off)
         bound_values(buffer, rewards, cut_off, last_values, dones, self.state.value_range, self.model.gamma)
+
+    @th.no_grad()
+    def evaluate_rows(self, buffer: RolloutBuffer) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param buffer: The algorithm's rollout buffer, flattened
+        :return: Values and log-probabilities of its rows by the present policy, each of shape (n_steps * n_envs,), and the
+            values of the states after the last step, shape (n_envs,)
+        """
+        model = self.model
+        assert model._last_obs is not None
+        model.policy.set_training_mode(False)
+        observations: Any = obs_as_tensor(buffer.observations, model.device)
+        actions = th.as_tensor(buffer.actions, device=model.device)
+        if isinstance(model.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        values, log_probs, _ = model.policy.evaluate_actions(observations, actions)
+        last_values = model.policy.predict_values(obs_as_tensor(model._last_obs, model.device))
+        return values.flatten(), log_probs.flatten(), last_values.flatten()
 
     def test(self) -> dict[str, th.Tensor]:
         """
