@@ -134,7 +134,7 @@ def train(run: Run) -> float:
     return float(pd.read_csv(run.evaluations).return_mean.iloc[-1])
 
 
-def outcomes(runs: list[Run], jobs: int) -> Iterator[tuple[Run, float | Exception]]:
+def outcomes(runs: list[Run], jobs: int) -> Iterator[tuple[Run, float | BaseException]]:
     """
     :param runs: What to train
     :param jobs: Number of processes, of one thread each
@@ -224,7 +224,7 @@ def main() -> None:
     failed = []
     for run, outcome in outcomes(missing, arguments.jobs):
         print(f"{run.evaluations.stem}: {outcome!r}", flush=True)
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, BaseException):
             failed.append(run.evaluations.stem)
     if len(failed) < len(runs):
         text = report(load(arguments.results))

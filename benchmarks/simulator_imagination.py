@@ -8,8 +8,8 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_agd import AGDPPO
 from sb3_agd.checkpoint.random_streams import untouched_global_streams
@@ -126,8 +126,8 @@ class StateRecorder(TransitionRecorder):
 
     def _keep(self) -> None:
         assert self.model.env is not None
-        for env, observation in zip(self.model.env.get_attr("unwrapped"), self.current_observations, strict=True):
-            self.simulator_model.keep(observation, env.data)
+        for index, env in enumerate(self.model.env.get_attr("unwrapped")):
+            self.simulator_model.keep(self.current_observations[index], env.data)
 
 
 class SimulatorImagination(Imagination):
@@ -145,18 +145,17 @@ class SimulatorImagination(Imagination):
     def __init__(self, model: AGDPPO, settings: Settings, state: ImaginationState | None, n_streams: int, bounded: bool):
         super().__init__(model, settings, state)
         assert model.env is not None
-        spec = model.env.get_attr("unwrapped")[0].spec
+        task = model.env.get_attr("spec")[0].id
         codecs = (self.observation_codec, self.action_codec)
-        self.world_model = SimulatorModel(gym.make(spec).unwrapped, *codecs, settings.horizon)
+        self.world_model = SimulatorModel(gym.make(task).unwrapped, *codecs, settings.horizon)
         recorder = StateRecorder(model, self.replay_buffer, *codecs)
         recorder.simulator_model = self.world_model
         self.recorder = recorder
         self.bounded = bounded
         self.n_streams = n_streams
         if n_streams > 0:
-            self.streams = DummyVecEnv([lambda: gym.make(spec, disable_env_checker=True)] * n_streams)
-            self.streams.seed(int(self.state.rng.integers(2**31)))
-            self._vectors = self.observation_codec.encode(self.streams.reset())
+            self.streams = make_vec_env(task, n_envs=n_streams, seed=int(self.state.rng.integers(2**31)))
+            self._vectors = self.observation_codec.encode(np.asarray(self.streams.reset()))
             self._are_new = np.ones(n_streams, dtype=bool)
 
     def finish_rollout(self, buffer: RolloutBuffer) -> None:
@@ -194,7 +193,7 @@ class SimulatorImagination(Imagination):
                     last = self.observation_codec.encode(infos[row]["terminal_observation"][None])
                     given[row] += model.gamma * agent.values(th.as_tensor(last, device=model.device)).item()
             buffer.add(observations.cpu().numpy(), taken.cpu().numpy(), given, self._are_new, values, log_probs)
-            self._vectors, self._are_new = self.observation_codec.encode(following), dones
+            self._vectors, self._are_new = self.observation_codec.encode(np.asarray(following)), dones
         last_values = agent.values(th.as_tensor(self._vectors, device=model.device))
         bound_values(buffer, rewards, cut_off, last_values, self._are_new, self.state.value_range, model.gamma)
         with untouched_global_streams():
