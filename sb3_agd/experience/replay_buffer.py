@@ -55,9 +55,9 @@ class ReplayBuffer:
         needed = capacity * sum(getattr(self, name)[0, 0].nbytes for name in ARRAYS)
         if needed > total:
             warnings.warn(
-                f"The transitions may not fit into memory: with `buffer_size` {capacity} they take up to {needed / 1e9:.1f} GB, "
-                f"and this machine has {total / 1e9:.1f} GB. Choose a lower `buffer_size`. Discrete and MultiDiscrete spaces "
-                "take 4 bytes for each possible value",
+                f"The transitions may not fit into memory: with `buffer_size` {capacity} they take up to "
+                f"{needed / 1e9:.1f} GB, and this machine has {total / 1e9:.1f} GB. Choose a lower `buffer_size`. "
+                "Discrete and MultiDiscrete spaces take 4 bytes for each possible value",
                 stacklevel=2,
             )
 

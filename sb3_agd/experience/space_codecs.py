@@ -8,9 +8,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
-# Boxes with more than one dimension are flattened up to this size; beyond it they are most likely images or maps
-MAX_FLATTENED_SIZE = 1024
-
 
 class SpaceCodec(ABC):
     """
@@ -130,8 +127,7 @@ def make_codec(space: spaces.Space, name: str) -> SpaceCodec:
         return VectorCodec(space.shape, space.dtype, np.zeros(space.shape), np.ones(space.shape))
     advice = "the world model works on flat vectors."
     if isinstance(space, spaces.Box):
-        image = is_image_space(space) or is_image_space(space, check_channels=True, normalized_image=True)
-        if not image and (len(space.shape) < 2 or np.prod(space.shape) <= MAX_FLATTENED_SIZE):
+        if not is_image_space(space):
             # SB3 does not round actions
             is_integer_action = name == "action" and np.issubdtype(space.dtype, np.integer)
             return VectorCodec(space.shape, np.float32 if is_integer_action else space.dtype, space.low, space.high)

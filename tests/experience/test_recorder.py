@@ -220,3 +220,25 @@ def test_dones_may_be_numbers() -> None:
 
     model = AGDPPO("MlpPolicy", FloatDones(make_vec_env(ToyEnv)), **SMALL).learn(64)
     assert model.rollout_buffer.n_imagined > 0
+
+
+@pytest.mark.filterwarnings("ignore:The transitions may not fit into memory")
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(0, 255, (7056,), dtype=np.uint8),
+        spaces.Discrete(50_000),
+        spaces.MultiDiscrete([1000] * 20),
+    ],
+    ids=["box", "discrete", "multi-discrete"],
+)
+def test_agents_with_large_flat_observations_train(space: spaces.Space) -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(space), **SMALL).learn(64)
+    assert model.rollout_buffer.n_imagined > 0
+    assert len(model.replay_buffer) == 64
+
+
+def test_agents_with_float_frame_stacks_train() -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(spaces.Box(-1, 1, (4, 5, 5))), **SMALL).learn(64)
+    assert model.rollout_buffer.n_imagined > 0
+    assert model.imagine(np.zeros((2, 4, 5, 5), dtype=np.float32)).observations.shape == (2, 5, 100)

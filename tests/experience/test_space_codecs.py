@@ -18,6 +18,11 @@ SUPPORTED: dict[str, spaces.Space] = {
     "number box": spaces.Box(-1.0, 1.0, ()),
     "integer box": spaces.Box(-3, 7, (3,), dtype=np.int64),
     "byte box": spaces.Box(0, 255, (5,), dtype=np.uint8),
+    "frame stack": spaces.Box(-np.inf, np.inf, (4, 5, 5)),
+    "normalised picture": spaces.Box(0.0, 1.0, (36, 36, 3)),
+    "large map": spaces.Box(-1.0, 1.0, (64, 64)),
+    "large byte box": spaces.Box(0, 255, (7056,), dtype=np.uint8),
+    "small integers": spaces.Box(0, 10, (4, 5, 5), dtype=np.uint8),
     "integer matrix box": spaces.Box(-5, 5, (2, 3), dtype=np.int32),
     "discrete": spaces.Discrete(5),
     "discrete of one": spaces.Discrete(1),
@@ -30,8 +35,6 @@ IMAGES: dict[str, spaces.Space] = {
     "channels last": spaces.Box(0, 255, (64, 64, 3), dtype=np.uint8),
     "channels first": spaces.Box(0, 255, (3, 64, 64), dtype=np.uint8),
     "small": spaces.Box(0, 255, (10, 10, 1), dtype=np.uint8),
-    "normalised": spaces.Box(0.0, 1.0, (36, 36, 3)),
-    "large map": spaces.Box(-1.0, 1.0, (64, 64)),
 }
 
 each_space = pytest.mark.parametrize("space", SUPPORTED.values(), ids=list(SUPPORTED))
