@@ -10,7 +10,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from sb3_agd.checkpoint.env_snapshot import same_objects
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.space_codecs import SpaceCodec
-from sb3_agd.experience.vec_normalize import normalization_statistics, normalizing_wrapper
+from sb3_agd.experience.vec_normalize import largest_normalized, normalization_statistics, normalizing_wrapper
 
 
 class TransitionRecorder:
@@ -88,7 +88,6 @@ class TransitionRecorder:
             # If a callback stopped the last training, SB3's observations are those before the last step
             env = normalizing_wrapper(self.model.env)
             observations = self.model._last_obs if env is None else env.get_original_obs()
-            assert isinstance(observations, np.ndarray)
             self.current_observations = self._checked(self.observation_codec.encode(observations), "observation")
         self.keep_statistics()
         self.rollout_start = self.replay_buffer.position.copy()
@@ -129,7 +128,7 @@ class TransitionRecorder:
         self.rewards.append(local_variables["rewards"].astype(np.float32))
         self.cut_off.append(dones & ~terminations)
 
-    def _terminal_observation(self, index: int, info: dict[str, Any]) -> np.ndarray:
+    def _terminal_observation(self, index: int, info: dict[str, Any]) -> np.ndarray | dict[str, np.ndarray]:
         """
         :param index: Index of an environment whose episode is over
         :param info: Its ``info`` of the last step
@@ -145,16 +144,14 @@ class TransitionRecorder:
         env = normalizing_wrapper(self.model.env)
         if env is None:
             return terminal_observation
-        if env.norm_obs and np.abs(terminal_observation).max() >= env.clip_obs:
+        if env.norm_obs and largest_normalized(env, terminal_observation) >= env.clip_obs:
             # VecNormalize keeps the original of all observations but these
             warnings.warn(
                 f"VecNormalize has clipped the last state of an episode (`clip_obs` {env.clip_obs:g}), and the world "
                 "model learns the clipped one. Consider a higher `clip_obs`",
                 stacklevel=2,
             )
-        unnormalised = env.unnormalize_obs(terminal_observation)
-        assert isinstance(unnormalised, np.ndarray)
-        return unnormalised
+        return env.unnormalize_obs(terminal_observation)
 
     def _checked(self, values: np.ndarray, what: str) -> np.ndarray:
         """

@@ -136,12 +136,34 @@ def test_discrete_spaces_that_do_not_start_at_zero_are_refused(space: spaces.Spa
         make_codec(space, "action")
 
 
-def test_dictionaries_are_refused_with_their_name_and_advice() -> None:
+def test_dictionaries_of_vectors_are_concatenated_in_the_order_of_their_keys() -> None:
     space = spaces.Dict({"position": spaces.Box(-1, 1, (2,)), "goal": spaces.Discrete(3)})
-    with pytest.raises(ValueError) as error:
-        make_codec(space, "observation")
-    assert f"The observation space {space} is not supported" in str(error.value)
-    assert "FlattenObservation" in str(error.value)
+    codec = make_codec(space, "observation")
+    values = {"position": np.array([[0.5, -0.5], [1.0, 0.0]]), "goal": np.array([2, 0])}
+    vectors = codec.encode(values)
+    # The space sorts its keys
+    assert vectors.tolist() == [[0, 0, 1, 0.5, -0.5], [1, 0, 0, 1.0, 0.0]]
+    assert codec.elements(th.from_numpy(vectors)).tolist() == [[2, 0.5, -0.5], [0, 1.0, 0.0]]
+    shaped = codec.shaped(codec.decode(th.from_numpy(vectors)))
+    assert {key: part.tolist() for key, part in shaped.items()} == {
+        "goal": [[2], [0]],
+        "position": [[0.5, -0.5], [1.0, 0.0]],
+    }
+    assert codec.encode({key: part[0] for key, part in values.items()}).tolist() == vectors[:1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("space", "name"),
+    [
+        (spaces.Dict({"goal": spaces.Discrete(3)}), "action"),
+        (spaces.Dict({"inner": spaces.Dict({"goal": spaces.Discrete(3)})}), "observation"),
+        (spaces.Dict({"camera": spaces.Box(0, 255, (64, 64, 3), dtype=np.uint8)}), "observation"),
+    ],
+    ids=["action", "nested", "image"],
+)
+def test_dictionaries_of_other_kinds_are_refused_by_name(space: spaces.Dict, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"The {name}.* is not supported"):
+        make_codec(space, name)
 
 
 @pytest.mark.parametrize(
