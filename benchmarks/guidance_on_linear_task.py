@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sb3_agd.world_model import Critic, DiffusionWorldModel, Guide, Segments
-from sb3_agd.world_model.guides import GUIDES, select_candidates
+from sb3_agd.world_model.guidance import select_candidates
+from sb3_agd.world_model.guides import GUIDES
 
 HORIZON = 8
 EPISODES, EPISODE_LENGTH = 100, 200
@@ -198,7 +199,7 @@ def train(task: LinearTask, recording: Recording) -> DiffusionWorldModel:
     :param recording: Its data
     :return: A world model of it
     """
-    model = DiffusionWorldModel(observation_dim=2, action_dim=1, horizon=HORIZON, width=64, seed=0)
+    model = DiffusionWorldModel(observation_dim=2, action_dim=1, horizon=HORIZON, network_kwargs={"width": 64}, seed=0)
     n_transitions = recording.rewards.numel()
     model.observe(
         recording.states[:, 1:].flatten(0, 1),

@@ -43,7 +43,7 @@ PAPER: dict[str, Any] = {
     "n_denoising_steps": 128,
     "guidance_mode": "gradient",
     "horizon": 10,
-    "world_model_kwargs": {"network": "mlp", "width": 1024, "depth": 6},
+    "world_model_kwargs": {"network": "mlp", "network_kwargs": {"width": 1024, "depth": 6}},
 }
 PAPER_SEGMENTS = 512
 SEGMENTS = {"cpu": 512, "cuda": 8192}

@@ -15,7 +15,7 @@ from sb3_agd import AGDPPO
 
 class GRUDenoiser(nn.Module):
     """
-    Denoiser with a gated recurrent unit. The constructor must have these arguments; all values are standardised.
+    Denoiser with a gated recurrent unit. The first three arguments must be these; all values are standardised.
 
     :param observation_dim: Dimension of a state
     :param action_dim: Dimension of an action
@@ -24,7 +24,7 @@ class GRUDenoiser(nn.Module):
     :param depth: Number of layers
     """
 
-    def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, depth: int):
+    def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int = 128, depth: int = 1):
         super().__init__()
         # At each step: noisy next state and reward, action, start state, noise level
         self.recurrent = nn.GRU(2 * observation_dim + action_dim + 2, width, depth, batch_first=True)
@@ -36,7 +36,7 @@ class GRUDenoiser(nn.Module):
         :param time: Noise level between 0 and 1, shape (B,)
         :param start: Start states, shape (B, observation_dim)
         :param actions: Shape (B, H, action_dim)
-        :return: Clean next states and, last, rewards, shape (B, H, observation_dim + 1)
+        :return: Denoised next states and, last, rewards, shape (B, H, observation_dim + 1)
         """
         known = th.cat([start, time[:, None]], dim=-1)[:, None].expand(-1, noisy.shape[1], -1)
         features, _ = self.recurrent(th.cat([noisy, actions, known], dim=-1))
@@ -56,8 +56,8 @@ model = AGDPPO(
     batch_size=256,
     gamma=0.9,
     policy_kwargs={"net_arch": {"pi": [64, 64], "vf": [128, 128]}, "activation_fn": nn.ReLU},
-    # "recurrent" and "mlp" are the networks of the package; width, depth and ema_decay go with any network
-    world_model_kwargs={"network": GRUDenoiser, "width": 64, "depth": 1},
+    # "recurrent" and "mlp" are the networks of the package
+    world_model_kwargs={"network": GRUDenoiser, "network_kwargs": {"width": 64}},
     # A network that does not ask the policy on its way needs more steps until states and actions fit together
     n_denoising_steps=4,
     seed=0,

@@ -543,7 +543,7 @@ SMALL_MEASUREMENTS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "speed": (
         ["--repetitions", "1", "--device", "cpu"],
         {
-            "PAPER": {"sampler": "ddpm", "world_model_kwargs": {"network": "mlp", "width": 16}},
+            "PAPER": {"sampler": "ddpm", "world_model_kwargs": {"network": "mlp", "network_kwargs": {"width": 16}}},
             "REPETITIONS": 1,
             "WARMUP_STEPS": 1280,
             "PAPER_SEGMENTS": 16,

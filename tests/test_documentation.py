@@ -1,5 +1,5 @@
 """
-The code and the commands in README.md and docs/*.md.
+The code and the commands in README.md and docs/*.md, and the experiments that docs/lessons.md is about.
 
 - Python blocks run, those of a page one after the other in one namespace, with short trainings.
 - Commands are parsed by the command's own parser. As written, they would take hours, a screen or a cluster.
@@ -10,11 +10,13 @@ The code and the commands in README.md and docs/*.md.
 """
 
 import argparse
+import csv
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TEXTS = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+EXPERIMENTS = ROOT / "benchmarks" / "experiments.csv"
+COLUMNS = ["change", "task", "seed", "step", "return", "std", "commit", "verdict"]
+VERDICTS = {"shipped", "kept out", "dropped", "unclear", "diagnostic", "baseline"}
 each_text = pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
 
 
@@ -54,6 +59,64 @@ def test_no_gap_was_left_to_be_filled_in(page: Path) -> None:
 def test_lines_of_prose_fit_on_a_screen(page: Path) -> None:
     prose = BLOCK.sub("", page.read_text()).splitlines()
     assert [line for line in prose if len(line) > 140 and not line.lstrip().startswith(("|", "!["))] == []
+
+
+@each_text
+def test_rows_of_tables_are_short(page: Path) -> None:
+    assert [line for line in page.read_text().splitlines() if line.lstrip().startswith("|") and len(line.split()) > 60] == []
+
+
+@pytest.fixture(scope="module")
+def experiments() -> list[dict[str, str]]:
+    with EXPERIMENTS.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == COLUMNS
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_experiments_have_known_verdicts(experiments: list[dict[str, str]]) -> None:
+    assert {row["verdict"] for row in experiments} == VERDICTS
+    for row in experiments:
+        assert (row["verdict"] == "baseline") == row["change"].startswith("baseline: "), row
+
+
+@pytest.mark.parametrize(
+    "column, pattern",
+    [
+        ("task", r"[A-Z]\w+-v\d"),
+        ("seed", r"\d*|fresh"),
+        ("step", r"[1-9]\d*"),
+        ("return", r"-?\d+(\.\d+)?"),
+        ("std", r"(\d+(\.\d+)?)?"),
+        ("commit", r"([0-9a-f]{7})?"),
+    ],
+)
+def test_columns_of_experiments_are_well_formed(experiments: list[dict[str, str]], column: str, pattern: str) -> None:
+    assert [row for row in experiments if not re.fullmatch(pattern, row[column])] == []
+
+
+def test_each_reading_of_a_change_is_given_once(experiments: list[dict[str, str]]) -> None:
+    readings = [tuple(row[column] for column in ("change", "task", "seed", "step")) for row in experiments]
+    assert [reading for reading, count in Counter(readings).items() if count > 1] == []
+
+
+def test_verdict_on_a_change_is_the_same_in_all_lines_of_a_task(experiments: list[dict[str, str]]) -> None:
+    verdicts: dict[tuple[str, str], set[str]] = {}
+    for row in experiments:
+        verdicts.setdefault((row["change"], row["task"]), set()).add(row["verdict"])
+    assert [change for change, given in verdicts.items() if len(given) > 1] == []
+
+
+def test_lessons_name_the_changes_of_the_experiments(experiments: list[dict[str, str]]) -> None:
+    text = re.sub(r"`[^`]*`", "", (ROOT / "docs" / "lessons.md").read_text())
+    quoted = {" ".join(name.split()) for name in re.findall(r'"([^"]*)"', text)}
+    # A name that ends in dots stands for all that begin with it
+    patterns = {name: re.escape(name.removesuffix("...").rstrip()) + (".+" if name.endswith("...") else "") for name in quoted}
+    changes = {row["change"] for row in experiments}
+    named = {name: {change for change in changes if re.fullmatch(pattern, change)} for name, pattern in patterns.items()}
+    assert [name for name, found in named.items() if not found] == []
+    # What a change is compared with follows it in the file and need not be named
+    assert {change for change in changes.difference(*named.values()) if not change.startswith("baseline: ")} == set()
 
 
 @each_page

@@ -22,7 +22,7 @@ from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.space_codecs import make_codec
 from sb3_agd.imagination import Imagination, ImaginationState, Settings
 from sb3_agd.world_model import DiffusionWorldModel, Guide, Segments
-from sb3_agd.world_model.world_model import TerminationFn
+from sb3_agd.world_model.termination import TerminationFn
 
 SelfAGDPPO = TypeVar("SelfAGDPPO", bound="AGDPPO")
 

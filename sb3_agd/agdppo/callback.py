@@ -21,7 +21,7 @@ from sb3_agd.checkpoint.resume import check_sees_each_step, discard_stale_replie
 from sb3_agd.imagination.imagination import Imagination
 from sb3_agd.imagination.settings import Guidance, Settings
 from sb3_agd.world_model import DiffusionWorldModel, Guide
-from sb3_agd.world_model.world_model import TerminationFn
+from sb3_agd.world_model.termination import TerminationFn
 
 # The first fit takes this many times the updates of the later ones
 WARMUP_FITS = 5

@@ -30,7 +30,7 @@ from sb3_agd.imagination.value_bounds import (
     transitions_for_returns,
 )
 from sb3_agd.world_model import Critic, DiffusionWorldModel, Segments
-from sb3_agd.world_model.guides import select_candidates
+from sb3_agd.world_model.guidance import select_candidates
 
 # Imagination starts from states among this many newest rows of the replay buffer: older ones come from older policies
 RECENT_ROWS = 20_000

@@ -13,7 +13,8 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_agd.world_model import DiffusionWorldModel, Guide
 from sb3_agd.world_model.guides import GUIDES
-from sb3_agd.world_model.world_model import TerminationFn, check_arguments, check_integer, check_number
+from sb3_agd.world_model.termination import TerminationFn
+from sb3_agd.world_model.validation import check_arguments, check_can_move, check_integer, check_number
 
 # Raises a ValueError that names the setting: (name, value)
 Check = Callable[[str, Any], None]
@@ -174,7 +175,7 @@ class Settings:
     :param world_model_warmup: Real transitions before the world model is first fitted and used
     :param buffer_size: Size of the replay buffer of real transitions that the world model is trained on, in rows: one for
         each transition and one for the last state of each episode; the oldest are overwritten
-    :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``, ``width``, ``depth``,
+    :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``, ``network_kwargs``,
         ``ema_decay``)
     :param termination_fn: The true rule of termination if it is known, in place of the learned one. It gets numpy
         arrays ``(observations, actions, next_observations)`` in raw units with one row per transition and returns
@@ -216,11 +217,8 @@ class Settings:
             raise ValueError(f"`world_model_kwargs` may hold {sorted(further)}, not {sorted(unknown)}")
         # The world model checks its own arguments: now rather than in the middle of training
         check_arguments(self.world_model_arguments())
-        if make_guide(self.guidance) is not None and self.guidance_mode == "gradient" and self.n_denoising_steps == 1:
-            raise ValueError(
-                '`n_denoising_steps` must be at least 2 with `guidance_mode="gradient"`: the guide moves states at each step '
-                "but the last"
-            )
+        if self.guide is not None and self.guidance_mode == "gradient":
+            check_can_move(self.n_denoising_steps)
         # A segment and the state after it must fit into the replay buffer
         check_integer("buffer_size", self.buffer_size, self.horizon + 2)
 

@@ -1,12 +1,10 @@
 """
-Networks of the world model. They see standardised values only and know nothing of noise schedules or guidance.
+Denoisers: networks that predict the next states and rewards of a segment from their noisy version, the noise level, the
+start state and the actions. All values are standardised. A denoiser is independent of the noise schedule and of guidance.
 
-A denoiser predicts the clean states and rewards of a segment from their noisy version, the noise level, the start
-state and the actions; one whose ``is_autoregressive`` is true also takes segments of any length, and a policy in place of the
-actions. The termination classifier judges single transitions.
+A denoiser whose ``is_autoregressive`` is true also takes segments of any length, and a policy in place of the actions.
 """
 
-import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -25,7 +23,7 @@ TIME_EMBEDDING_MAX_FREQUENCY = 1000.0
 def is_autoregressive(denoiser: nn.Module) -> bool:
     """
     :param denoiser: A denoiser, perhaps a user's
-    :return: Whether it predicts segments state by state and can ask a policy on its way
+    :return: Whether it predicts segments state by state and can ask a policy for each action
     """
     return getattr(denoiser, "is_autoregressive", False)
 
@@ -44,24 +42,24 @@ def time_embedding(time: th.Tensor) -> th.Tensor:
 
 class RecurrentDenoiser(nn.Module):
     """
-    Denoiser that predicts a segment state by state: the clean estimate of each next state follows from the clean estimate
-    of the state before it, the action, and the noisy next state. The weights are shared over time, as the laws of
-    motion are, and no estimate can see a later action. A network without this causality learns that an episode is
-    about to end from the padding behind its end, a hint that it lacks when it imagines.
+    Denoiser that predicts a segment state by state: the estimate of each next state depends on the estimate of the state
+    before it, the action, and the noisy next state. The weights are shared over time, as the laws of motion are, and no
+    estimate depends on a later action. A network without this causality would learn from the padding after the last
+    transition that an episode is about to end; there is no such padding in imagination.
 
-    It can ask a policy for each action at the very state that it has just come to, so that states and actions fit
-    together after a single pass.
+    The network can ask a policy for each action at the state that it has just predicted, so that states and actions agree
+    after a single pass.
 
     :param observation_dim: Dimension of a state
     :param action_dim: Dimension of an action
-    :param horizon: Number of transitions of a segment (any is possible, the weights do not depend on it)
+    :param horizon: Number of transitions of a segment; the weights do not depend on it
     :param width: Units of each hidden layer
     :param depth: Number of hidden layers of one step
     """
 
     is_autoregressive: ClassVar[bool] = True
 
-    def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, depth: int):
+    def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int = 128, depth: int = 2):
         super().__init__()
         self.input = nn.Linear(observation_dim + 1 + TIME_EMBEDDING_DIM, width)
         self.action = nn.Linear(action_dim, width, bias=False)
@@ -81,7 +79,7 @@ class RecurrentDenoiser(nn.Module):
         :param time: Noise level, shape (B,)
         :param start: Start states, shape (B, observation_dim)
         :param actions: Shape (B, H, action_dim), or a policy to ask
-        :return: Clean next states and, last, rewards, shape (B, H, observation_dim + 1)
+        :return: Denoised next states and, last, rewards, shape (B, H, observation_dim + 1)
         """
         noisy_weight, time_weight = self.input.weight.split([noisy.shape[-1], TIME_EMBEDDING_DIM], dim=1)
         offset = F.linear(time_embedding(time), time_weight, self.input.bias)
@@ -115,7 +113,7 @@ class ResidualMLPDenoiser(nn.Module):
     :param depth: Number of residual blocks
     """
 
-    def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, depth: int):
+    def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int = 128, depth: int = 2):
         super().__init__()
         output_dim = horizon * (observation_dim + 1)
         self.input = nn.Linear(output_dim + observation_dim + horizon * action_dim + TIME_EMBEDDING_DIM, width)
@@ -133,36 +131,3 @@ class ResidualMLPDenoiser(nn.Module):
 
 
 DENOISERS: dict[str, type[nn.Module]] = {"recurrent": RecurrentDenoiser, "mlp": ResidualMLPDenoiser}
-
-
-class TerminationClassifier(nn.Module):
-    """
-    Log-odds that a transition ends the episode in a terminal state.
-
-    :param observation_dim: Dimension of a state
-    :param action_dim: Dimension of an action
-    :param width: Units of each of the two hidden layers
-    :param prior: Probability that an untrained classifier gives
-    """
-
-    def __init__(self, observation_dim: int, action_dim: int, width: int = 64, prior: float = 0.01):
-        super().__init__()
-        log_odds = nn.Linear(width, 1)
-        nn.init.zeros_(log_odds.weight)
-        nn.init.constant_(log_odds.bias, math.log(prior / (1 - prior)))
-        self.layers = nn.Sequential(
-            nn.Linear(2 * observation_dim + action_dim, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            log_odds,
-        )
-
-    def forward(self, observations: th.Tensor, actions: th.Tensor, next_observations: th.Tensor) -> th.Tensor:
-        """
-        :param observations: Shape (..., observation_dim)
-        :param actions: Shape (..., action_dim)
-        :param next_observations: Shape (..., observation_dim)
-        :return: Log-odds, shape (...)
-        """
-        return self.layers(th.cat([observations, actions, next_observations], dim=-1)).squeeze(-1)

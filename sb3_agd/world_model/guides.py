@@ -1,16 +1,10 @@
 """
 Guides: what imagined segments are steered towards.
 
-A guide defines one scalar ``J`` per segment, and segments are to come from the model's distribution reweighted by
-``exp(scale * J)`` (arXiv 2604.09035). There are two ways to that:
-
-- The sampler moves the clean estimate of every reverse step by ``scale * weight(t) * grad J``. The gradient goes
-  through the critic, never through the denoiser. Where the dynamics are nearly deterministic, this bends them.
-- Several segments are imagined from each start state, and :func:`select_candidates` draws one of them: self-normalised
-  importance sampling, exact in the limit of many, which never leaves the dynamics.
+A guide defines one scalar ``J`` per segment. Guided segments follow the world model's distribution reweighted by
+``exp(scale * J)`` (arXiv 2604.09035). How this is done is the business of :mod:`sb3_agd.world_model.guidance`.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,7 +40,7 @@ class Critic:
         :param segments: In raw units
         :return: Shape (B, H)
         """
-        # Step by step: what a network has in between stays in the cache
+        # Step by step, so that the activations of the critic fit into the processor's cache
         values = th.stack([self.values(states) for states in segments.observations.unbind(1)], dim=1)
         rewards = self.rewards(segments.rewards).detach()
         continues = 1 - segments.terminations.detach().to(values)
@@ -62,8 +56,8 @@ class Guide(ABC):
     @abstractmethod
     def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
         """
-        :param segments: Clean estimates in raw units; gradients flow through ``observations`` and ``rewards``. Some end
-            early (``mask``): steps that they lack must neither count for nor against them
+        :param segments: Segments in raw units; gradients flow through ``observations`` and ``rewards``. Where a segment ends
+            early (``mask``), the missing steps must not change its objective
         :param critic: The agent's critic
         :return: What to raise, one scalar per segment, shape (B,)
         """
@@ -97,11 +91,11 @@ class ExponentialAdvantageGuide(Guide):
 
 class SigmoidAdvantageGuide(Guide):
     """
-    Sigmoid Advantage Guidance (SAG): segments are weighted by the product of ``sigmoid(advantage)``. The pull on a
-    transition, ``1 - sigmoid(advantage)``, fades once its advantage is high.
+    Sigmoid Advantage Guidance (SAG): segments are weighted by the product of ``sigmoid(advantage)``. The gradient with
+    respect to an advantage is ``1 - sigmoid(advantage)``: it vanishes if the advantage is high.
 
-    Behind an end the advantage is 0 and counts like that of any other transition: without a factor for each step, short
-    segments would have the greater weight.
+    Each masked step counts as a step with advantage 0. Without these factors of ``sigmoid(0)``, segments that end early
+    would have larger weights than whole ones.
     """
 
     def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
@@ -110,33 +104,12 @@ class SigmoidAdvantageGuide(Guide):
 
 class RewardGuide(Guide):
     """
-    Guidance by the sum of imagined rewards, as in Diffuser (arXiv 2205.09991): blind to all that follows the segment.
+    Guidance by the sum of imagined rewards, as in Diffuser (arXiv 2205.09991). What follows the segment does not count.
     Rewards are in the critic's units and in standard deviations of the advantage, as for the other guides.
     """
 
     def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
         return (critic.rewards(segments.rewards) * segments.mask).sum(1) / critic.advantage_std
-
-
-def select_candidates(
-    objectives: th.Tensor, n_candidates: int, scale: float, generator: th.Generator | None = None
-) -> th.Tensor:
-    """
-    Draw one candidate of each group with probability proportional to ``exp(scale * J)``. Candidates whose objective is
-    not a number come last.
-
-    :param objectives: ``J`` of all candidates, those of a group one after the other, shape (B * n_candidates,)
-    :param n_candidates: Number of candidates of a group
-    :param scale: Strength of the guidance
-    :param generator: Source of randomness
-    :return: Positions of those that were drawn, shape (B,)
-    """
-    lowest, highest = th.finfo(objectives.dtype).min, th.finfo(objectives.dtype).max
-    # Softmax takes differences, which must not overflow either
-    bounded = (scale * objectives).nan_to_num(nan=-math.inf).clamp(lowest / 4, highest / 4)
-    probabilities = bounded.view(-1, n_candidates).softmax(1)
-    drawn = th.multinomial(probabilities, 1, generator=generator).squeeze(1)
-    return drawn + th.arange(0, len(objectives), n_candidates, device=objectives.device)
 
 
 GUIDES: dict[str, type[Guide]] = {

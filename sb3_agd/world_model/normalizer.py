@@ -3,8 +3,9 @@
 import torch as th
 from torch import nn
 
-# A dimension whose deviation is below this share of its own magnitude varies by rounding alone: float32 resolves 1e-7.
-CONSTANT_TOLERANCE = 1e-6
+# A dimension is constant if its range is at most this share of its magnitude: its values are the same up to the rounding of
+# single precision, in which transitions are stored
+CONSTANT_TOLERANCE = 2 * th.finfo(th.float32).eps
 # Imagined values may leave the observed range by this share of its width.
 RANGE_MARGIN = 0.1
 
@@ -12,8 +13,8 @@ RANGE_MARGIN = 0.1
 class Normalizer(nn.Module):
     """
     Standardise vectors by the running mean and standard deviation of all the data seen so far.
-    The statistics are buffers: they are saved with the model and move with it. Dimensions that never change keep
-    scale 1, so that rounding jitter is not amplified.
+    The statistics are buffers, so they are saved and moved with the model. Dimensions that never change keep scale 1, so
+    that rounding errors are not amplified.
 
     :param dim: Number of dimensions
     """
@@ -59,7 +60,8 @@ class Normalizer(nn.Module):
         self.high.copy_(high if first else th.maximum(self.high, high))
         self.count.copy_(count)
         deviation = (self.squared_deviations / count).sqrt()
-        constant = deviation <= CONSTANT_TOLERANCE * self.mean.abs()
+        magnitude = th.maximum(self.low.abs(), self.high.abs())
+        constant = self.high - self.low <= CONSTANT_TOLERANCE * magnitude
         self.shift.copy_(self.mean)
         self.scale.copy_(th.where(constant, th.ones_like(deviation), deviation))
 

@@ -29,7 +29,7 @@ from sb3_agd import (
     RewardGuide,
     SigmoidAdvantageGuide,
 )
-from sb3_agd.imagination.imagination import Imagination
+from sb3_agd.imagination import Guidance, Imagination, Settings
 
 
 def test_exports_the_public_names() -> None:
@@ -44,6 +44,7 @@ def test_every_keyword_argument_is_an_attribute() -> None:
     arguments: dict[str, Any] = {
         "guidance": "eag",
         "guidance_scale": 0.7,
+        "guidance_mode": "gradient",
         "n_candidates": 3,
         "horizon": 3,
         "synthetic_ratio": 5.0,
@@ -56,7 +57,7 @@ def test_every_keyword_argument_is_an_attribute() -> None:
         "world_model_learning_rate": 2e-3,
         "world_model_warmup": 11,
         "buffer_size": 1234,
-        "world_model_kwargs": {"width": 8},
+        "world_model_kwargs": {"network_kwargs": {"width": 8}},
         "termination_fn": lambda observations, actions, next_observations: observations[:, 0] > 1,
     }
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **arguments)
@@ -79,7 +80,7 @@ def test_random_seeds_of_sb3_reach_imagination(tmp_path: Path) -> None:
 
 
 def test_guidance_that_cannot_move_states_is_refused_also_where_it_is_given_later() -> None:
-    settings = SMALL | {"n_candidates": 1, "n_denoising_steps": 1}
+    settings = SMALL | {"guidance_mode": "gradient", "n_denoising_steps": 1}
     model = AGDPPO("MlpPolicy", ToyEnv(), guidance="none", **settings).learn(64)
     model.imagine(np.zeros((2, 3)))
     with pytest.raises(ValueError, match="`n_denoising_steps` must be at least 2"):
@@ -93,11 +94,12 @@ def test_a_known_termination_rule_replaces_the_learned_one() -> None:
         seen.append((observations.shape, actions.shape, next_observations.shape))
         return np.ones(len(observations), dtype=bool)
 
-    model = AGDPPO("MlpPolicy", ToyEnv(), termination_fn=always, n_candidates=1, **SMALL).learn(64)
+    model = AGDPPO("MlpPolicy", ToyEnv(), termination_fn=always, **SMALL).learn(64)
     segments = model.imagine(np.zeros((6, 3), dtype=np.float32))
     assert segments.terminations.all()
     assert np.array_equal(segments.mask, np.arange(4)[None].repeat(6, 0) == 0)
-    assert seen[-1] == ((24, 3), (24, 2), (24, 3))
+    # Four candidates for each of the six start states, of four steps
+    assert seen[-1] == ((96, 3), (96, 2), (96, 3))
     # A quarter of each segment is left
     assert model.rollout_buffer.n_imagined == 2 * 32 // 4
 
@@ -124,7 +126,7 @@ def test_a_loaded_model_predicts_and_imagines_identically_and_goes_on_learning(e
 
 def test_a_denoiser_of_ones_own_is_used_and_saved(tmp_path: Path) -> None:
     class OneStepDenoiser(nn.Module):
-        def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, depth: int):
+        def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, depth: int = 2):
             super().__init__()
             self.shape = (horizon, width, depth)
             self.layer = nn.Linear(2 * observation_dim + 1 + action_dim, observation_dim + 1)
@@ -133,7 +135,7 @@ def test_a_denoiser_of_ones_own_is_used_and_saved(tmp_path: Path) -> None:
             start = start[:, None].expand(-1, noisy.shape[1], -1)
             return self.layer(th.cat([noisy, start, actions], dim=-1))
 
-    world_model_kwargs = {"network": OneStepDenoiser, "width": 7}
+    world_model_kwargs = {"network": OneStepDenoiser, "network_kwargs": {"width": 7}}
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"world_model_kwargs": world_model_kwargs}).learn(64)
     assert model.rollout_buffer.n_imagined > 0
     model.save(tmp_path / "model")
@@ -263,7 +265,7 @@ def test_a_wrong_setting_is_refused_at_construction_by_name(name: str, value: An
         AGDPPO("MlpPolicy", "Pendulum-v1", **{name: value})
 
 
-@pytest.mark.parametrize("kwargs", [{"width": 0}, {"width": True}, {"depth": 0}, {"network": "unet"}, {"ema_decay": 1.0}])
+@pytest.mark.parametrize("kwargs", [{"network_kwargs": {"widht": 8}}, {"network": "unet"}, {"ema_decay": 1.0}])
 def test_a_wrong_world_model_argument_is_refused_at_construction_by_name(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(kwargs))}`"):
         AGDPPO("MlpPolicy", "Pendulum-v1", world_model_kwargs=kwargs)
@@ -296,11 +298,11 @@ def test_a_world_model_that_was_never_trained_is_not_imagined_with() -> None:
 
 def test_a_setting_that_the_world_model_was_built_with_cannot_change_unnoticed(tmp_path: Path) -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
-    for name, value in {"n_denoising_steps": 3, "buffer_size": 500, "world_model_kwargs": {"width": 7}}.items():
+    network = {"network_kwargs": {"width": 7}}
+    for name, value in {"n_denoising_steps": 3, "buffer_size": 500, "world_model_kwargs": network}.items():
         before = getattr(model, name)
         setattr(model, name, value)
-        named = "width" if isinstance(value, dict) else name
-        with pytest.raises(ValueError, match=f"`{named}` was .* when the world model was built"):
+        with pytest.raises(ValueError, match=f"`{name}` was .* when the world model was built"):
             model.learn(64)
         setattr(model, name, before)
     model.save(tmp_path / "model")
@@ -326,13 +328,13 @@ def test_a_device_without_double_precision_is_refused() -> None:
     model = PPO("MlpPolicy", "Pendulum-v1", device="cpu")
     model.device = th.device("mps")
     with pytest.raises(ValueError, match='MPS does not have: give `device="cpu"`'):
-        Imagination(model, {"buffer_size": 100})
+        Imagination(model, Settings())
 
 
 def test_guidance_that_would_do_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="`n_denoising_steps` must be at least 2 with `n_candidates=1`"):
-        AGDPPO("MlpPolicy", "Pendulum-v1", n_candidates=1, n_denoising_steps=1)
-    AGDPPO("MlpPolicy", "Pendulum-v1", n_candidates=1, n_denoising_steps=1, guidance="none")
+    with pytest.raises(ValueError, match='`n_denoising_steps` must be at least 2 with `guidance_mode="gradient"`'):
+        AGDPPO("MlpPolicy", "Pendulum-v1", guidance_mode="gradient", n_denoising_steps=1)
+    AGDPPO("MlpPolicy", "Pendulum-v1", guidance_mode="gradient", n_denoising_steps=1, guidance="none")
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
@@ -401,7 +403,7 @@ def test_a_run_without_a_seed_repeats_what_global_seeds_repeat() -> None:
 
 def test_a_file_that_is_saved_again_has_the_present_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).save(tmp_path / "old")
-    monkeypatch.setattr("sb3_agd.agdppo.agdppo.FILE_FORMAT", 2)
+    monkeypatch.setattr("sb3_agd.checkpoint.resumable_ppo.FILE_FORMAT", 2)
     AGDPPO.load(tmp_path / "old").save(tmp_path / "new")
     data, _, _ = load_from_zip_file(tmp_path / "new")
     assert data["file_format"] == 2
@@ -461,20 +463,19 @@ def test_the_setting_of_the_paper_works() -> None:
         "n_denoising_steps": 128,
         "horizon": 10,
         # Full width is left to the tests of the world model
-        "world_model_kwargs": {"network": "mlp", "width": 64, "depth": 6},
+        "world_model_kwargs": {"network": "mlp", "network_kwargs": {"width": 64, "depth": 6}},
         "world_model_gradient_steps": 1,
         "world_model_batch_size": 8,
         "synthetic_ratio": 1.0,
         "guidance": "sag",
         "guidance_scale": 3.0,
-        "n_candidates": 1,
+        "guidance_mode": "gradient",
     }
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | paper).learn(64)
     assert model.rollout_buffer.n_imagined == 32
-    # After two rollouts the critic explains nothing, and none of its values is credible: it guides nothing
-    model.imagination.state.critic_explained_variance = 1.0
+    # After two rollouts none of the critic's values is credible, and bounded values have no slope
     model.imagination.state.value_range = (-math.inf, math.inf)
-    model.imagination.imagine_rows(SigmoidAdvantageGuide(), 3.0, 1, 32)
+    model.imagination.imagine_rows(Guidance(SigmoidAdvantageGuide(), "gradient", 3.0), 32)
     assert model.world_model.guidance_norm > 0
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
 

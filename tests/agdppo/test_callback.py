@@ -14,7 +14,8 @@ from stable_baselines3.common.callbacks import CallbackList, EveryNTimesteps
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
-from sb3_agd import AGDPPO, AugmentedRolloutBuffer, GuidanceCallback, Guide
+from sb3_agd import AGDPPO, AugmentedRolloutBuffer, GuidanceCallback
+from sb3_agd.imagination import Guidance
 
 
 class KeptLog(KVWriter):
@@ -104,16 +105,17 @@ def test_schedules_are_followed() -> None:
     scales, counts = [], []
     imagine_rows = model.imagination.imagine_rows
 
-    def spy(guide: Guide, scale: float, *args: Any) -> tuple[RolloutBufferSamples, float]:
-        rows, masked_share = imagine_rows(guide, scale, *args)
-        scales.append(scale)
+    def spy(guidance: Guidance, n_rows: int) -> tuple[RolloutBufferSamples, float]:
+        rows, masked_share = imagine_rows(guidance, n_rows)
+        scales.append((guidance.scale, model.imagination.state.critic_explained_variance))
         counts.append(len(rows.advantages))
         return rows, masked_share
 
     model.imagination.imagine_rows = spy
     model.learn(128)
     # After each of the four rollouts, a quarter of the progress is used up; the last one leaves nothing to imagine
-    assert scales == [0.75, 0.5, 0.25]
+    explained = [variance for _, variance in scales]
+    assert [scale for scale, _ in scales] == pytest.approx(np.multiply([0.75, 0.5, 0.25], explained))
     assert counts == [3 * 32, 2 * 32, 32]
     assert model.rollout_buffer.n_imagined == 0
     assert model.world_model.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.25)
@@ -155,10 +157,10 @@ def test_waits_for_the_warmup() -> None:
     assert model.rollout_buffer.n_imagined == 64 and model.world_model.n_updates == 5 * 3
 
 
-@pytest.mark.parametrize("n_candidates", [1, 4])
-def test_logs_its_figures(n_candidates: int) -> None:
+@pytest.mark.parametrize("guidance_mode", ["gradient", "select"])
+def test_logs_its_figures(guidance_mode: str) -> None:
     recorder = KeptLog()
-    model = AGDPPO("MlpPolicy", "CartPole-v1", **SMALL | {"n_candidates": n_candidates})
+    model = AGDPPO("MlpPolicy", "CartPole-v1", **SMALL | {"guidance_mode": guidance_mode})
     model.set_logger(Logger(None, [recorder]))
     model.learn(128)
     expected = {
@@ -176,8 +178,8 @@ def test_logs_its_figures(n_candidates: int) -> None:
         "advantage_correlation",
         "fit_time_share",
         "imagine_time_share",
-        # Several particles are chosen from, not moved
-        *(["guidance_norm"] if n_candidates == 1 else []),
+        # Candidates are selected, not moved
+        *(["guidance_norm"] if guidance_mode == "gradient" else []),
     }
     last = recorder.rows[-1]
     assert expected == {key.removeprefix("agd/") for key in last if key.startswith("agd/")}
@@ -187,7 +189,7 @@ def test_logs_its_figures(n_candidates: int) -> None:
 
 def test_figures_of_imagination_are_not_logged_without_it() -> None:
     recorder = KeptLog()
-    arguments = SMALL | {"n_candidates": 1, "synthetic_ratio": lambda progress: 1.0 if progress > 0.5 else 0.0}
+    arguments = SMALL | {"guidance_mode": "gradient", "synthetic_ratio": lambda progress: 1.0 if progress > 0.5 else 0.0}
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **arguments)
     model.set_logger(Logger(None, [recorder]))
     model.learn(128)

@@ -17,6 +17,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 from sb3_agd import AGDPPO
+from sb3_agd.imagination import NO_GUIDANCE
 
 PPO_ARGUMENTS = {key: SMALL[key] for key in ("n_steps", "batch_size", "n_epochs", "policy_kwargs", "device", "seed")}
 
@@ -77,7 +78,7 @@ def test_imagination_leaves_the_global_random_streams_alone() -> None:
     torch_state, numpy_state = th.get_rng_state(), np.random.get_state()[1].copy()
     imagination = model.imagination
     imagination.fit(2, 8, 1e-3)
-    imagination.imagine_rows(None, 0.0, 1, 32)
+    imagination.imagine_rows(NO_GUIDANCE, 32)
     model.imagine(model.env.reset())
     assert th.equal(th.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)

@@ -122,7 +122,7 @@ def test_an_environment_with_other_spaces_is_refused_by_name(saved: Path) -> Non
 
 def test_a_world_model_of_another_size_is_refused_by_name(saved: Path) -> None:
     with pytest.raises(ValueError, match=r"(?s)model\.zip.*size mismatch for networks.denoiser"):
-        AGDPPO.load(saved, world_model_kwargs={"width": 32, "depth": 1})
+        AGDPPO.load(saved, world_model_kwargs={"network_kwargs": {"width": 32, "depth": 1}})
 
 
 def test_a_file_of_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
@@ -528,7 +528,8 @@ def test_random_environments_train_without_errors_and_stay_finite(seed: int) -> 
         "batch_size": int(rng.integers(2, 60)),
         "horizon": int(rng.integers(1, 9)),
         "guidance": str(rng.choice(["sag", "eag", "reward", "none"])),
-        "n_candidates": int(rng.choice([1, 3])),
+        "guidance_mode": str(rng.choice(["gradient", "select"])),
+        "n_candidates": 3,
         "seed": seed,
     }
     model = AGDPPO("MlpPolicy", env, **SMALL | changes)

@@ -1,7 +1,6 @@
 """What is imagined, from where, under which guidance, and what the rollout buffer gets of it."""
 
 import itertools
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from sb3_agd import (
     Guide,
     SigmoidAdvantageGuide,
 )
+from sb3_agd.imagination import NO_GUIDANCE, Guidance
 from sb3_agd.imagination.imagination import states_along
 from sb3_agd.world_model import Critic, Segments
 from sb3_agd.world_model.segments import mask_after_termination
@@ -54,7 +54,7 @@ def test_imagination_with_a_seed_repeats_itself_and_without_does_not() -> None:
 
 @pytest.mark.parametrize("guidance", ["sag", "eag", "reward"])
 def test_guidance_moves_the_imagined_states_but_never_the_start(guidance: str) -> None:
-    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"n_denoising_steps": 4, "n_candidates": 1}).learn(200)
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"n_denoising_steps": 4, "guidance_mode": "gradient"}).learn(200)
     starts = np.repeat(model.env.reset(), 20, axis=0)
     free = model.imagine(starts, guidance="none", seed=0)
     unmoved = model.imagine(starts, guidance=guidance, guidance_scale=0.0, seed=0)
@@ -65,14 +65,15 @@ def test_guidance_moves_the_imagined_states_but_never_the_start(guidance: str) -
     assert np.array_equal(guided.observations[:, 0], starts)
 
 
-@pytest.mark.parametrize("n_candidates", [1, 16])
-def test_a_guide_of_ones_own_is_used(n_candidates: int) -> None:
+@pytest.mark.parametrize("guidance_mode", ["gradient", "select"])
+def test_a_guide_of_ones_own_is_used(guidance_mode: str) -> None:
     class FirstDimension(Guide):
         def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
             return segments.observations[..., 0].sum(1)
 
     # Unpredictable observations: there is something to choose from
-    arguments = SMALL | {"world_model_gradient_steps": 100, "n_denoising_steps": 8, "n_candidates": n_candidates}
+    arguments = SMALL | {"world_model_gradient_steps": 100, "n_denoising_steps": 8}
+    arguments |= {"n_candidates": 16, "guidance_mode": guidance_mode}
     model = AGDPPO("MlpPolicy", ToyEnv(), guidance=FirstDimension(), **arguments).learn(64)
     starts = np.zeros((200, 3), dtype=np.float32)
     guided = model.imagine(starts, guidance_scale=3.0, seed=0).observations[:, 1:, 0].mean()
@@ -95,16 +96,15 @@ class EachStep(Guide):
 
 def test_candidates_may_be_chosen_by_whole_numbers() -> None:
     model = AGDPPO("MlpPolicy", ToyEnv(terminates=True), guidance=FewTerminations(), **SMALL).learn(64)
-    model.imagination.state.critic_explained_variance = 1.0
-    model.imagination.imagine_rows(FewTerminations(), 1.0, 4, 64)
+    model.imagination.imagine_rows(Guidance(FewTerminations(), "select", 1.0, 4), 64)
     starts = np.zeros((500, 3))
     ends = [model.imagine(starts, guidance_scale=scale, seed=0).terminations.mean() for scale in (0.0, 10.0)]
     assert ends[1] < ends[0]
 
 
-@pytest.mark.parametrize("n_candidates", [1, 4])
-def test_an_objective_of_the_wrong_shape_is_refused(n_candidates: int) -> None:
-    model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL | {"n_candidates": n_candidates}).learn(64)
+@pytest.mark.parametrize("guidance_mode", ["gradient", "select"])
+def test_an_objective_of_the_wrong_shape_is_refused(guidance_mode: str) -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL | {"guidance_mode": guidance_mode}).learn(64)
     with pytest.raises(ValueError, match=r"objective of EachStep must have one number per segment, shape \(\d+,\), not"):
         model.imagine(np.zeros((2, 3)), EachStep(), 1.0)
 
@@ -120,49 +120,46 @@ def test_actions_that_are_learned_from_are_the_policys_own_also_under_guidance()
     """Learned from, the actions of chosen segments would raise the noise of the policy and the values of the critic."""
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
     imagination, n_rows = model.imagination, 4000
-    imagination.state.critic_explained_variance = 1.0
+    guidance = Guidance(SumOfActions(), "select", 3.0, 4)
 
     def mean_noise(observations: th.Tensor, actions: th.Tensor) -> float:
         with th.no_grad():
             distribution = model.policy.get_distribution(observations).distribution
         return ((actions - distribution.mean) / distribution.stddev).mean().item()
 
-    rows, _ = imagination.imagine_rows(SumOfActions(), 3.0, 4, n_rows)
+    rows, _ = imagination.imagine_rows(guidance, n_rows)
     assert abs(mean_noise(rows.observations, rows.actions)) < 5 / np.sqrt(n_rows)
     # The guide was strong enough to be seen
     starts = th.zeros(n_rows // SMALL["horizon"], 3)
-    chosen, actions = imagination.imagine(starts, SumOfActions(), 3.0, 4, imagination.generator(0))
+    chosen, actions = imagination.imagine(starts, guidance, imagination.generator(0))
     assert mean_noise(chosen.observations[:, :-1].flatten(0, 1), actions.flatten(0, 1)) > 0.3
 
 
-@pytest.mark.parametrize("n_candidates", [1, 4])
-def test_guidance_leads_to_the_states_that_imagination_goes_on_from(
-    n_candidates: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("guidance_mode", ["gradient", "select"])
+def test_imagination_goes_on_from_selected_segments_only(guidance_mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
     imagination, calls = model.imagination, []
-    imagination.state.critic_explained_variance = 1.0
     imagine = imagination.imagine
 
-    def recorded(starts: th.Tensor, guide: Guide | None, *rest: Any) -> Any:
-        segments, actions = imagine(starts, guide, *rest)
-        calls.append((starts, guide, segments))
+    def recorded(starts: th.Tensor, guidance: Guidance, generator: th.Generator) -> Any:
+        segments, actions = imagine(starts, guidance, generator)
+        calls.append((starts, guidance.guide, segments))
         return segments, actions
 
     monkeypatch.setattr(imagination, "imagine", recorded)
-    imagination.imagine_rows(SigmoidAdvantageGuide(), 1.0, n_candidates, 2000)
-    assert [guide is None for _, guide, _ in calls] == ([False] if n_candidates == 1 else [False, True])
-    if n_candidates > 1:
+    guidance = Guidance(SigmoidAdvantageGuide(), guidance_mode, 1.0, 4)
+    imagination.imagine_rows(guidance, 2000)
+    assert [guide is None for _, guide, _ in calls] == ([False] if guidance_mode == "gradient" else [False, True])
+    if guidance_mode == "select":
         chosen, (starts, *_) = calls[0][2].observations, calls[1]
         same = (chosen == starts[:, None]).all(2)
         # One of each segment, from the first to the last, and as often from each step
         assert same.any(1).all()
         shares = same.float().mean(0)
         assert (shares - 1 / same.shape[1]).abs().max() < 5 * np.sqrt(0.25 / len(same))
-    # Without trust in the critic, there is no guidance
+    # Without strength there is no guidance, and no second imagination
     calls.clear()
-    imagination.state.critic_explained_variance = 0.0
-    imagination.imagine_rows(SigmoidAdvantageGuide(), 1.0, n_candidates, 16)
+    imagination.imagine_rows(replace(guidance, scale=0.0), 16)
     assert len(calls) == 1
 
 
@@ -186,11 +183,11 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("n_candidates", [1, 4])
+@pytest.mark.parametrize("guidance_mode", ["gradient", "select"])
 @pytest.mark.parametrize("action_space", [spaces.Box(-1, 1, (2,)), *SPACES[3:]], ids=str)
 @pytest.mark.parametrize("sampler", ["flow", "ddpm"])
 def test_sampling_does_not_wait_for_results(
-    sampler: str, action_space: spaces.Space, n_candidates: int, monkeypatch: pytest.MonkeyPatch
+    sampler: str, action_space: spaces.Space, guidance_mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = AGDPPO("MlpPolicy", ToyEnv(action_space=action_space), sampler=sampler, **SMALL).learn(64)
     imagine, calls = DiffusionWorldModel.imagine, []
@@ -202,14 +199,14 @@ def test_sampling_does_not_wait_for_results(
 
     monkeypatch.setattr(DiffusionWorldModel, "imagine", strict)
     imagination = model.imagination
-    imagination.imagine(th.zeros(8, 3), SigmoidAdvantageGuide(), 1.0, n_candidates, imagination.generator(0))
+    imagination.imagine(th.zeros(8, 3), Guidance(SigmoidAdvantageGuide(), guidance_mode, 1.0, 4), imagination.generator(0))
     assert len(calls) == 1
 
 
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
 def test_imagined_rows_hold_what_policy_and_critic_say(env_id: str) -> None:
     model = AGDPPO("MlpPolicy", VecNormalize(make_vec_env(env_id)), **SMALL).learn(64)
-    rows, _ = model.imagination.imagine_rows(None, 0.0, 1, 64)
+    rows, _ = model.imagination.imagine_rows(NO_GUIDANCE, 64)
     actions = rows.actions.long().flatten() if env_id == "CartPole-v1" else rows.actions
     values, log_probs, _ = model.policy.evaluate_actions(rows.observations, actions)
     assert th.allclose(rows.old_values, values.flatten(), atol=1e-5)
@@ -247,11 +244,11 @@ def test_imagination_starts_from_recent_states(monkeypatch: pytest.MonkeyPatch) 
     starts: list[th.Tensor] = []
     imagine = model.imagination.imagine
     monkeypatch.setattr(model.imagination, "imagine", lambda first, *rest: starts.append(first) or imagine(first, *rest))
-    model.imagination.imagine_rows(None, 0.0, 1, 400)
+    model.imagination.imagine_rows(NO_GUIDANCE, 400)
     assert set(starts[0].flatten().tolist()) == set(range(48, 64))
 
 
-def test_particles_raise_the_objective_and_stay_on_the_model() -> None:
+def test_candidates_raise_the_objective_and_stay_on_the_model() -> None:
     class FirstDimension(Guide):
         def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
             return 10 * segments.observations[:, 1:, 0].sum(1)
@@ -273,8 +270,8 @@ def test_particles_raise_the_objective_and_stay_on_the_model() -> None:
     assert (again.observations - states).square().mean().sqrt() < 1.5 * noise
 
 
-@pytest.mark.parametrize("n_candidates", [1, 4])
-def test_segments_on_which_the_critic_is_not_a_number_are_left_out(n_candidates: int) -> None:
+@pytest.mark.parametrize("guidance_mode", ["gradient", "select"])
+def test_segments_on_which_the_critic_is_not_a_number_are_left_out(guidance_mode: str) -> None:
     class Partial(th.nn.Module):
         def __init__(self, whole: th.nn.Module):
             super().__init__()
@@ -285,7 +282,7 @@ def test_segments_on_which_the_critic_is_not_a_number_are_left_out(n_candidates:
 
     model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64)
     model.policy.value_net = Partial(model.policy.value_net)
-    rows, _ = model.imagination.imagine_rows(SigmoidAdvantageGuide(), 1.0, n_candidates, 64)
+    rows, _ = model.imagination.imagine_rows(Guidance(SigmoidAdvantageGuide(), guidance_mode, 1.0, 4), 64)
     assert 0 < len(rows.returns) < 64
     for name in ("old_values", "old_log_prob", "advantages", "returns"):
         assert getattr(rows, name).isfinite().all(), name
@@ -296,36 +293,37 @@ def test_a_guide_that_has_nothing_to_move_is_told_to_choose() -> None:
         def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
             return -segments.actions.square().sum((1, 2))
 
-    for n_candidates in (1, 2):
-        model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL | {"guidance": SmallActions(), "n_candidates": n_candidates}).learn(32)
-        model.imagination.state.critic_explained_variance = 1.0
-        if n_candidates == 1:
-            with pytest.raises(ValueError, match=r"SmallActions depends on neither .* `n_candidates` above 1"):
-                model.imagine(np.zeros((2, 3)), guidance_scale=1.0)
-        else:
-            model.imagine(np.zeros((2, 3)), guidance_scale=1.0)
+    model = AGDPPO("MlpPolicy", ToyEnv(), guidance=SmallActions(), **SMALL).learn(32)
+    model.imagine(np.zeros((2, 3)), guidance_scale=1.0)
+    model.guidance_mode = "gradient"
+    with pytest.raises(ValueError, match=r'SmallActions depends on neither .* `guidance_mode="select"`'):
+        model.imagine(np.zeros((2, 3)), guidance_scale=1.0)
 
 
-def test_rows_of_chosen_particles_hold_their_own_actions() -> None:
+def test_selected_segments_hold_their_own_actions() -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", n_candidates=4, guidance="eag", **SMALL).learn(64)
     imagination = model.imagination
     starts = th.zeros(50, 3)
-    segments, actions = imagination.imagine(starts, SigmoidAdvantageGuide(), 5.0, 4, imagination.generator(0))
+    segments, actions = imagination.imagine(
+        starts, Guidance(SigmoidAdvantageGuide(), "select", 5.0, 4), imagination.generator(0)
+    )
     # The environment receives the policy's actions, clipped
     assert th.equal(segments.actions, actions.clamp(-2, 2))
 
 
-def test_a_critic_that_explains_nothing_guides_nothing() -> None:
-    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"guidance_scale": 10.0}).learn(64)
-    imagination = model.imagination
-    # After two rollouts none of the critic's values is credible, and what is bounded has no slope
-    imagination.state.value_range = (-math.inf, math.inf)
-    imagination.state.critic_explained_variance = 0.0
-    imagination.imagine_rows(SigmoidAdvantageGuide(), 10.0, 1, 32)
-    assert imagination.world_model.guidance_norm == 0
-    imagination.state.critic_explained_variance = 1.0
-    imagination.imagine_rows(SigmoidAdvantageGuide(), 10.0, 1, 32)
-    assert imagination.world_model.guidance_norm > 0
+def test_guidance_is_scaled_by_what_the_critic_explains(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"guidance_scale": 10.0, "gamma": 0.5, "n_epochs": 20})
+    imagination, scales = model.imagination, []
+    imagine_rows = imagination.imagine_rows
+
+    def recorded(guidance: Guidance, n_rows: int) -> Any:
+        scales.append((guidance.scale, imagination.state.critic_explained_variance))
+        return imagine_rows(guidance, n_rows)
+
+    monkeypatch.setattr(imagination, "imagine_rows", recorded)
+    model.learn(160)
+    assert len(scales) == 5 and 0 <= scales[0][1] < 0.1 < scales[-1][1]
+    assert [scale for scale, _ in scales] == pytest.approx([10 * explained for _, explained in scales])
 
 
 def test_the_world_model_is_tested_on_a_rollout_before_it_learns_it() -> None:
@@ -340,7 +338,7 @@ def test_the_world_model_is_tested_on_a_rollout_before_it_learns_it() -> None:
 
 def test_no_more_rows_are_imagined_than_asked_for() -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
-    rows, _ = model.imagination.imagine_rows(None, 0.0, 1, n_rows=63)
+    rows, _ = model.imagination.imagine_rows(NO_GUIDANCE, 63)
     assert len(rows.advantages) == 63
 
 

@@ -15,9 +15,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_agd import (
-    AGDPPO,
-)
+from sb3_agd import AGDPPO
+from sb3_agd.imagination import NO_GUIDANCE
 from sb3_agd.imagination.policy_adapter import FixedNoisePolicy
 
 
@@ -36,7 +35,7 @@ def test_standardised_imagined_actions_are_standard_normal(use_sde: bool) -> Non
     model = AGDPPO("MlpPolicy", "Pendulum-v1", use_sde=use_sde, **SMALL | {"policy_kwargs": {"net_arch": [64]}}).learn(64)
     imagination = model.imagination
     starts = th.as_tensor(np.random.default_rng(0).normal(size=(4000, 3)), dtype=th.float32)
-    segments, actions = imagination.imagine(starts, None, 0.0, 1, imagination.generator(0))
+    segments, actions = imagination.imagine(starts, NO_GUIDANCE, imagination.generator(0))
     observations = imagination.agent.policy_observations(segments.observations[:, :-1])
     with th.no_grad():
         distribution = model.policy.get_distribution(observations).distribution
@@ -67,10 +66,10 @@ class Convolution(BaseFeaturesExtractor):
         return self.layers(observations)
 
 
-@pytest.mark.parametrize("n_candidates", [1, 4])
-def test_extractors_get_binary_observations_in_their_own_shape(n_candidates: int) -> None:
+@pytest.mark.parametrize("guidance_mode", ["gradient", "select"])
+def test_extractors_get_binary_observations_in_their_own_shape(guidance_mode: str) -> None:
     policy_kwargs = {"net_arch": [16], "features_extractor_class": Convolution}
-    settings = SMALL | {"policy_kwargs": policy_kwargs, "n_candidates": n_candidates}
+    settings = SMALL | {"policy_kwargs": policy_kwargs, "guidance_mode": guidance_mode}
     model = AGDPPO("MlpPolicy", ToyEnv(spaces.MultiBinary((2, 3))), **settings).learn(64)
     segments = model.imagine(np.zeros((2, 2, 3)), guidance_scale=1.0)
     assert segments.observations.shape == (2, SMALL["horizon"] + 1, 6)

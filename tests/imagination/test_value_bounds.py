@@ -12,10 +12,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_agd import (
-    AGDPPO,
-)
-from sb3_agd.imagination.value_bounds import generalized_advantages
+from sb3_agd import AGDPPO
+from sb3_agd.imagination.rollout_rows import generalized_advantages
 
 
 def test_advantages_of_imagined_rows_are_those_of_sb3s_buffer() -> None:

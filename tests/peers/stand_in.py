@@ -45,7 +45,7 @@ EARLY: dict[str, Any] = LEARNING | {
     "world_model_warmup": 0,
     "world_model_gradient_steps": 10,
     "world_model_batch_size": 32,
-    "world_model_kwargs": {"width": 32, "depth": 1},
+    "world_model_kwargs": {"network_kwargs": {"width": 32, "depth": 1}},
 }
 # Where rollouts are short, as A2C's of 5 steps, it has fewer updates: so many per step, as with AGDPPO's defaults and the
 # rollouts of 256 steps that they suit

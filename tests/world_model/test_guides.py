@@ -15,13 +15,12 @@ from sb3_agd.world_model import (
     Segments,
     SigmoidAdvantageGuide,
 )
-from sb3_agd.world_model.guides import GUIDES, select_candidates
+from sb3_agd.world_model.guides import GUIDES
 from sb3_agd.world_model.segments import mask_after_termination
 
 GAMMA = 0.9
 WEIGHTS = th.tensor([0.7, -1.2, 0.4], dtype=th.float64)
 HORIZON = 4
-
 each_guide = pytest.mark.parametrize("guide", [guide() for guide in GUIDES.values()], ids=list(GUIDES))
 each_advantage_guide = pytest.mark.parametrize(
     "guide", [SigmoidAdvantageGuide(), ExponentialAdvantageGuide()], ids=["sag", "eag"]
@@ -154,14 +153,14 @@ def test_objectives_are_the_logarithms_of_the_weights_of_the_paper() -> None:
     sigmoid = SigmoidAdvantageGuide().objective(segments, critic)
     reward = RewardGuide().objective(segments, critic)
     assert th.allclose(exponential.exp(), advantages.sum(1).exp())
-    # Behind an end, advantages are 0
+    # After a termination, advantages are 0
     assert th.allclose(sigmoid.exp(), advantages.sigmoid().prod(1))
     assert th.allclose(reward, (0.5 * segments.rewards * segments.mask).sum(1) / 1.7)
 
 
 @each_advantage_guide
-def test_an_end_as_good_as_what_was_expected_does_not_count(guide: Guide) -> None:
-    """Neither do steps that are missing behind it: otherwise segments would be chosen for being short."""
+def test_a_termination_as_good_as_expected_does_not_change_the_objective(guide: Guide) -> None:
+    """Nor do the masked steps after it: otherwise segments would be selected for being short."""
     value = linear_values(th.zeros(3, dtype=th.float64)).item()
     rewards = th.full((2, HORIZON), (1 - GAMMA) * value, dtype=th.float64)
     terminations = th.zeros(2, HORIZON, dtype=th.bool)
@@ -218,7 +217,7 @@ def test_reward_guide_leaves_the_observations_alone() -> None:
 
 
 @pytest.mark.parametrize("advantage", [-20.0, -2.0, 0.0, 1.0, 3.0, 20.0])
-def test_pull_of_sigmoid_guidance_fades_where_that_of_exponential_guidance_does_not(advantage: float) -> None:
+def test_gradient_of_sigmoid_guidance_vanishes_at_high_advantages(advantage: float) -> None:
     critic, segments = Critic(linear_values, lambda rewards: rewards, GAMMA), one_transition(advantage)
     exponential, _ = gradients(ExponentialAdvantageGuide(), segments, critic)
     sigmoid, _ = gradients(SigmoidAdvantageGuide(), segments, critic)
@@ -226,7 +225,7 @@ def test_pull_of_sigmoid_guidance_fades_where_that_of_exponential_guidance_does_
     assert th.allclose(sigmoid, exponential / (1 + math.exp(advantage)), rtol=1e-6, atol=0)
 
 
-def test_pull_of_sigmoid_guidance_is_finite_at_extreme_advantages() -> None:
+def test_gradient_of_sigmoid_guidance_is_finite_at_extreme_advantages() -> None:
     critic = Critic(linear_values, lambda rewards: rewards, GAMMA)
     for advantage, share in ((-1e6, 1.0), (1e6, 0.0)):
         gradient, _ = gradients(SigmoidAdvantageGuide(), one_transition(advantage), critic)
@@ -234,7 +233,7 @@ def test_pull_of_sigmoid_guidance_is_finite_at_extreme_advantages() -> None:
 
 
 @each_guide
-def test_nothing_behind_the_end_of_a_segment_matters(guide: Guide) -> None:
+def test_masked_steps_do_not_change_the_objective(guide: Guide) -> None:
     critic = Critic(quadratic_values, half, GAMMA)
     segments, others = make_segments(seed=0), make_segments(seed=1)
     # The state after the last transition still belongs to the segment
@@ -252,7 +251,7 @@ def test_nothing_behind_the_end_of_a_segment_matters(guide: Guide) -> None:
 
 
 @each_guide
-def test_terminal_state_itself_is_never_pulled(guide: Guide) -> None:
+def test_terminal_states_get_no_gradient(guide: Guide) -> None:
     segments = make_segments()
     observation_gradient, _ = gradients(guide, segments, Critic(quadratic_values, half, GAMMA))
     for row, step in segments.terminations.nonzero().tolist():
@@ -272,51 +271,3 @@ def test_segments_do_not_influence_each_other(guide: Guide) -> None:
 def test_guide_without_an_objective_cannot_be_made() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Guide()  # type: ignore[abstract]
-
-
-def test_mask_is_true_up_to_and_including_the_first_termination() -> None:
-    terminations = th.tensor([[0, 0, 0, 0], [0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 1]], dtype=th.bool)
-    expected = th.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], dtype=th.bool)
-    assert th.equal(mask_after_termination(terminations), expected)
-    assert (mask_after_termination(terminations.numpy()) == expected.numpy()).all()
-
-
-def test_particles_whose_objective_is_not_a_number_come_last_and_huge_ones_do_not_overflow() -> None:
-    nan, inf = float("nan"), float("inf")
-    objectives = th.tensor([nan, 0.0, 3e38, -3e38, -inf, -3e38, inf, 1.0, nan, nan])
-    for seed in range(20):
-        generator = th.Generator().manual_seed(seed)
-        chosen = select_candidates(objectives, 2, 10.0, generator)
-        assert chosen[:4].tolist() == [1, 2, 5, 6] or chosen[:4].tolist() == [1, 2, 4, 6]
-        assert chosen[4] in (8, 9)
-
-
-def test_particles_are_drawn_with_the_tilted_probabilities() -> None:
-    objectives = th.tensor([0.0, 1.0, 2.0]).repeat(60_000)
-    chosen = select_candidates(objectives, 3, 0.7, th.Generator().manual_seed(0))
-    assert th.equal(chosen // 3, th.arange(60_000))
-    drawn = chosen % 3
-    shares = drawn.bincount(minlength=3) / len(drawn)
-    th.testing.assert_close(shares, (0.7 * th.tensor([0.0, 1.0, 2.0])).softmax(0), atol=5 * 0.5 / len(drawn) ** 0.5, rtol=0)
-
-
-def test_guidance_raises_ppos_gradient_of_the_noise_and_leaves_that_of_the_mean_action() -> None:
-    """
-    A Gaussian policy, and an advantage that is linear in the action: ``slope`` per standard deviation. Segments that are
-    weighted by ``exp(scale * advantage)`` have their noise around ``scale * slope``.
-    """
-    slope, scale, n_candidates = 0.5, 1.0, 64
-    generator = th.Generator().manual_seed(0)
-    noise = th.randn(20_000 * n_candidates, generator=generator)
-    chosen = select_candidates(slope * noise, n_candidates, scale, generator)
-
-    def policy_gradients(noise: th.Tensor) -> list[float]:
-        """
-        :param noise: Noise of the actions in an epoch of PPO
-        :return: Gradients of the mean action, in standard deviations, and of the logarithm of the standard deviation
-        """
-        advantages = slope * (noise - noise.mean())
-        return [(noise * advantages).mean().item(), ((noise**2 - 1) * advantages).mean().item()]
-
-    assert policy_gradients(noise) == pytest.approx([slope, 0.0], abs=0.01)
-    assert policy_gradients(noise[chosen]) == pytest.approx([slope, 2 * scale * slope**2], abs=0.05)

@@ -1,0 +1,215 @@
+"""How guides act on imagined segments: selection, and moving denoised segments."""
+
+import pytest
+import torch as th
+from linear_system import (
+    ACTION_DIM,
+    GAMMA,
+    HORIZON,
+    OBSERVATION_DIM,
+    VALUE_WEIGHTS,
+    Recording,
+    StandardGaussianDenoiser,
+    assert_equal,
+    each_guide,
+    each_sampler,
+    exact_model,
+    fitted,
+    linear_critic,
+    linear_policy,
+    make_model,
+    seeded,
+)
+from torch import nn
+
+from sb3_agd.world_model import (
+    Critic,
+    ExponentialAdvantageGuide,
+    Guide,
+    RewardGuide,
+    Segments,
+    SigmoidAdvantageGuide,
+)
+from sb3_agd.world_model.guidance import select_candidates
+
+
+def test_candidates_with_nan_objectives_come_last_and_huge_objectives_do_not_overflow() -> None:
+    nan, inf = float("nan"), float("inf")
+    objectives = th.tensor([nan, 0.0, 3e38, -3e38, -inf, -3e38, inf, 1.0, nan, nan])
+    for seed in range(20):
+        generator = th.Generator().manual_seed(seed)
+        chosen = select_candidates(objectives, 2, 10.0, generator)
+        assert chosen[:4].tolist() == [1, 2, 5, 6] or chosen[:4].tolist() == [1, 2, 4, 6]
+        assert chosen[4] in (8, 9)
+
+
+def test_candidates_are_drawn_with_the_tilted_probabilities() -> None:
+    objectives = th.tensor([0.0, 1.0, 2.0]).repeat(60_000)
+    chosen = select_candidates(objectives, 3, 0.7, th.Generator().manual_seed(0))
+    assert th.equal(chosen // 3, th.arange(60_000))
+    drawn = chosen % 3
+    shares = drawn.bincount(minlength=3) / len(drawn)
+    th.testing.assert_close(shares, (0.7 * th.tensor([0.0, 1.0, 2.0])).softmax(0), atol=5 * 0.5 / len(drawn) ** 0.5, rtol=0)
+
+
+@pytest.mark.parametrize("n_steps", [4, 32])
+@pytest.mark.parametrize("guide", [SigmoidAdvantageGuide(), ExponentialAdvantageGuide()], ids=["sag", "eag"])
+@each_sampler
+def test_guidance_raises_the_expected_advantage_monotonically(sampler: str, guide: Guide, n_steps: int) -> None:
+    model = exact_model(sampler=sampler, n_denoising_steps=n_steps)
+    start = th.randn(500, OBSERVATION_DIM, generator=seeded())
+    actions = th.randn(500, HORIZON, ACTION_DIM, generator=seeded(1))
+    critic = linear_critic()
+    expected = []
+    for scale in (0.0, 0.1, 0.2, 0.5, 1.0):
+        imagined = model.imagine(start, lambda _, steps: actions[:, steps], guide, critic, scale, seeded(2))
+        expected.append(critic.advantages(imagined).sum(1).mean().item())
+    assert (th.tensor(expected).diff() > 0.01).all()
+
+
+def test_reward_guidance_raises_the_expected_reward_monotonically() -> None:
+    model = exact_model(n_denoising_steps=16)
+    start = th.randn(500, OBSERVATION_DIM, generator=seeded())
+    actions = th.randn(500, HORIZON, ACTION_DIM, generator=seeded(1))
+    expected = []
+    for scale in (0.0, 0.1, 0.2, 0.5, 1.0):
+        imagined = model.imagine(start, lambda _, steps: actions[:, steps], RewardGuide(), linear_critic(), scale, seeded(2))
+        expected.append(imagined.rewards.sum(1).mean().item())
+    assert (th.tensor(expected).diff() > 0.01).all()
+
+
+@pytest.mark.parametrize("advantage_std", [1.0, 5.0])
+@each_sampler
+def test_guidance_tilts_in_raw_units_as_the_closed_form_says(sampler: str, advantage_std: float) -> None:
+    """
+    A Gaussian of deviation ``scale`` reweighted by ``exp(c J)`` with a linear ``J`` moves by ``c scale^2 grad J``.
+    For one transition and a linear critic, ``grad J = gamma v / advantage_std``.
+    """
+    model = make_model(horizon=1, sampler=sampler, n_denoising_steps=64)
+    spread, n_data = th.tensor([0.1, 0.5]), 20_000
+    data = 3 + spread * th.randn(n_data, OBSERVATION_DIM, generator=seeded())
+    model.observe(data, th.zeros(n_data, ACTION_DIM), th.randn(n_data, generator=seeded()), th.zeros(n_data))
+    model.ema_networks["denoiser"] = StandardGaussianDenoiser(model.schedule)
+    start, scale = th.zeros(4000, OBSERVATION_DIM), 1.2
+    imagined = [
+        model.imagine(
+            start, lambda s, _: s[..., :1], ExponentialAdvantageGuide(), linear_critic(advantage_std), c, seeded(1)
+        ).observations[:, 1]
+        for c in (0.0, scale)
+    ]
+    shift = imagined[1].mean(0) - imagined[0].mean(0)
+    expected = scale * spread**2 * GAMMA * VALUE_WEIGHTS / advantage_std
+    # The noise is the same in both; clamping, the estimate of the spread and the number of steps leave an error of
+    # few percent
+    assert th.allclose(shift, expected, rtol=0.05)
+    assert th.allclose(imagined[1].std(0), imagined[0].std(0), rtol=0.02)
+
+
+def test_sigmoid_guidance_moves_segments_less_than_exponential_guidance_where_advantages_are_high() -> None:
+    model = exact_model(n_denoising_steps=16)
+    start, actions = th.zeros(200, OBSERVATION_DIM), th.zeros(200, HORIZON, ACTION_DIM)
+
+    def shift(guide: Guide, bonus: float) -> float:
+        critic = Critic(lambda observations: observations @ VALUE_WEIGHTS, lambda rewards: rewards + bonus, GAMMA)
+        unguided = model.imagine(start, lambda _, steps: actions[:, steps], generator=seeded())
+        guided = model.imagine(start, lambda _, steps: actions[:, steps], guide, critic, 0.2, seeded())
+        return (guided.observations - unguided.observations).norm(dim=-1).mean().item()
+
+    low, high = -30.0, 30.0
+    assert shift(ExponentialAdvantageGuide(), high) == pytest.approx(shift(ExponentialAdvantageGuide(), low))
+    assert shift(SigmoidAdvantageGuide(), low) == pytest.approx(shift(ExponentialAdvantageGuide(), low), rel=1e-3)
+    assert shift(SigmoidAdvantageGuide(), high) < 1e-3 * shift(SigmoidAdvantageGuide(), low)
+
+
+@each_guide
+@each_sampler
+def test_guidance_scale_zero_equals_no_guide_bit_for_bit(sampler: str, guide: Guide) -> None:
+    model = exact_model(sampler=sampler)
+    start = th.randn(20, OBSERVATION_DIM, generator=seeded())
+    unguided = model.imagine(start, linear_policy, generator=seeded(1))
+    assert_equal(model.imagine(start, linear_policy, guide, linear_critic(), 0.0, seeded(1)), unguided)
+    assert model.guidance_norm == 0
+    model.imagine(start, linear_policy, guide, linear_critic(), 0.5, seeded(1))
+    assert model.guidance_norm > 0
+
+
+def test_guide_sees_denoised_segments_in_raw_units() -> None:
+    seen = []
+
+    class Spy(Guide):
+        def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+            seen.append(segments.map(th.clone))
+            return critic.advantages(segments).sum(1)
+
+    model = exact_model(n_denoising_steps=64)
+    start = th.full((50, OBSERVATION_DIM), 7.0)
+    imagined = model.imagine(start, linear_policy, Spy(), linear_critic(), 1e-3, seeded())
+    assert len(seen) == 63
+    for segments in seen:
+        assert th.equal(segments.observations[:, 0], start)
+        assert segments.observations.shape == imagined.observations.shape
+        assert segments.actions.shape == imagined.actions.shape
+        assert segments.rewards.shape == segments.terminations.shape == segments.mask.shape == imagined.rewards.shape
+    # Close to the end of the reverse process the clean estimate hardly differs from the result
+    assert th.allclose(seen[-1].observations, imagined.observations, atol=0.1)
+    assert th.allclose(seen[-1].rewards, imagined.rewards, atol=0.1)
+
+
+def test_gradient_never_goes_through_the_denoiser() -> None:
+    class Spy(nn.Module):
+        is_autoregressive = False
+
+        def forward(self, noisy: th.Tensor, time: th.Tensor, start: th.Tensor, actions: th.Tensor) -> th.Tensor:
+            calls.append(th.is_grad_enabled() or noisy.requires_grad or actions.requires_grad)
+            return self.inner(noisy, time, start, actions)
+
+    calls: list[bool] = []
+    model = exact_model(n_denoising_steps=6)
+    spy = Spy()
+    spy.inner = model.ema_networks["denoiser"]
+    model.ema_networks["denoiser"] = spy
+    value_net = nn.Linear(OBSERVATION_DIM, 1)
+    critic = Critic(lambda observations: value_net(observations).squeeze(-1), lambda rewards: rewards, GAMMA)
+    start = th.zeros(5, OBSERVATION_DIM)
+    imagined = model.imagine(start, linear_policy, SigmoidAdvantageGuide(), critic, 1.0, seeded())
+    assert calls == [False] * 6
+    assert value_net.weight.grad is None
+    assert not imagined.observations.requires_grad
+
+
+def test_policy_is_asked_at_the_guided_states() -> None:
+    asked, estimated = [], []
+
+    class Spy(Guide):
+        def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+            estimated.append(segments.observations.detach())
+            return segments.observations.sum((1, 2))
+
+    def policy(states: th.Tensor, steps: slice) -> th.Tensor:
+        asked.append(states)
+        return linear_policy(states)
+
+    model = exact_model(n_denoising_steps=4)
+    model.imagine(th.zeros(5, OBSERVATION_DIM), policy, Spy(), linear_critic(), 1.0, seeded())
+    # Three of the four steps are guided; at the following ones, before the result, the policy sees what the guide made
+    for before, after in zip(estimated, asked[2:7:2], strict=True):
+        assert (after[:, 1:] > before[:, 1:-1]).all()
+
+
+@each_guide
+def test_guidance_of_any_strength_stays_near_the_observed_range(guide: Guide) -> None:
+    source = Recording()
+    model, data = fitted(source), source.every_transition()
+    asked = []
+
+    def policy(states: th.Tensor, steps: slice) -> th.Tensor:
+        asked.append(states)
+        return linear_policy(states)
+
+    imagined = model.imagine(data.observations[:50, 0], policy, guide, linear_critic(), 1e9, seeded(1))
+    states = (th.cat(asked, dim=1), data.observations)
+    for values, observed in (states, (imagined.rewards, data.rewards)):
+        width = observed.max() - observed.min()
+        assert values.isfinite().all()
+        assert values.min() > observed.min() - 0.2 * width
+        assert values.max() < observed.max() + 0.2 * width
