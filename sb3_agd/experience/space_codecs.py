@@ -87,6 +87,7 @@ class VectorCodec(SpaceCodec):
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, low: np.ndarray, high: np.ndarray):
         super().__init__(int(np.prod(shape)), shape, dtype)
+        self.low, self.high = low.reshape(-1), high.reshape(-1)
         self.bounds = th.as_tensor(np.stack([low.reshape(-1), high.reshape(-1)]).astype(np.float32))
 
     def encode(self, values: np.ndarray) -> np.ndarray:
@@ -100,6 +101,15 @@ class VectorCodec(SpaceCodec):
             return vectors
         low, high = self.bounds.to(vectors.device)
         return th.clamp(vectors.round(), low, high)
+
+    def elements(self, vectors: th.Tensor) -> np.ndarray:
+        if not np.issubdtype(self.dtype, np.integer):
+            return super().elements(vectors)
+        # Floating-point bounds may be rounded to numbers that the type of the environment cannot hold
+        rounded = vectors.double().round().cpu().numpy()
+        below, above = rounded <= self.low.astype(np.float64), rounded >= self.high.astype(np.float64)
+        elements = np.where(below | above, 0, rounded).astype(self.dtype)
+        return np.where(below, self.low, np.where(above, self.high, elements)).astype(self.dtype)
 
 
 class OneHotCodec(SpaceCodec):
@@ -172,6 +182,9 @@ class DictCodec(SpaceCodec):
         :return: Vectors of each part
         """
         return dict(zip(self.codecs, vectors.split(self.vector_sizes, dim=-1), strict=True))
+
+    def elements(self, vectors: th.Tensor) -> np.ndarray:
+        return np.concatenate([self.codecs[key].elements(part) for key, part in self.split(vectors).items()], axis=-1)
 
     def shaped(self, elements: th.Tensor) -> dict[str, th.Tensor]:
         parts = zip(self.codecs.items(), elements.split(self.element_sizes, dim=-1), strict=True)

@@ -175,3 +175,24 @@ def test_other_spaces_are_refused_by_name(space: Any) -> None:
     with pytest.raises(ValueError) as error:
         make_codec(space, "observation")
     assert f"The observation space {space} is not supported" in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int32, np.uint32, np.int64, np.uint64])
+def test_decoded_integers_are_within_the_limits_of_their_type(dtype: Any) -> None:
+    limits = np.iinfo(dtype)
+    space = spaces.Box(limits.min, limits.max, (3,), dtype=dtype)
+    # Far outside, at the limits, and inside
+    vectors = th.tensor([[-1e30, 1e30, 7.0], [float(limits.min), float(limits.max), 0.0]])
+    elements = make_codec(space, "observation").elements(vectors)
+    assert elements.dtype == dtype
+    assert elements[0].tolist() == [limits.min, limits.max, 7]
+    assert elements[1].tolist() == [limits.min, limits.max, 0]
+
+
+def test_decoded_integers_are_within_bounds_that_single_precision_cannot_hold() -> None:
+    space = spaces.Box(0, 2147483647, (2,), dtype=np.int32)
+    codec = make_codec(space, "observation")
+    elements = codec.elements(th.tensor([[3e9, -5.0], [2147483648.0, 2147483520.0]]))
+    assert elements.tolist() == [[2147483647, 0], [2147483647, 2147483520]]
+    # The policy sees what the environment could give
+    assert all(space.contains(element) for element in elements)
