@@ -159,20 +159,6 @@ def test_a_warning_names_last_states_that_vec_normalize_has_clipped(last: float)
     assert warned == (last == 500)
 
 
-def test_error_about_a_missing_last_state_names_the_environment() -> None:
-    class Hiding(VecEnvWrapper):
-        def reset(self) -> np.ndarray:
-            return self.venv.reset()
-
-        def step_wait(self) -> Any:
-            observations, rewards, dones, infos = self.venv.step_wait()
-            return observations, rewards, dones, [{} for _ in infos]
-
-    env = Hiding(DummyVecEnv([lambda: ToyEnv(episode_length=50), lambda: ToyEnv(episode_length=10)]))
-    with pytest.raises(ValueError, match=r"environment 1 lacks .terminal_observation.*ended at step 20"):
-        AGDPPO("MlpPolicy", env, **SMALL).learn(64)
-
-
 def make_counter() -> ToyEnv:
     """Its observations say how many steps of the episode are over, in thousandths."""
     return ToyEnv(episode_length=1000, observe=lambda step: np.full(3, step / 1000, dtype=np.float32))
