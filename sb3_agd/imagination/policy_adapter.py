@@ -21,7 +21,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 
-from sb3_agd.experience.space_codecs import SpaceCodec
+from sb3_agd.experience.space_codecs import DictCodec, Observations, OneHotCodec, SpaceCodec, VectorCodec
 from sb3_agd.experience.vec_normalize import Normalization
 
 # Keeps the logarithms of uniform noise finite
@@ -84,30 +84,29 @@ class PolicyAdapter:
         self.normalization = normalization
         # Once for all calls: they come in a loop that is not to wait for a GPU
         if normalization is not None and normalization.observations is not None:
-            statistics = normalization.observations
-            shift, scale = statistics.mean, np.sqrt(statistics.var + normalization.epsilon)
-            self._shift, self._scale = (th.as_tensor(array.reshape(-1), device=model.device) for array in (shift, scale))
+            columns = normalization.observation_columns(observation_codec)
+            self._shift, self._scale, self._clip = (th.as_tensor(array, device=model.device) for array in columns)
 
-    def policy_observations(self, vectors: th.Tensor) -> th.Tensor:
+    def policy_observations(self, vectors: th.Tensor) -> Observations:
         """
         :param vectors: Observation vectors in raw units, shape (..., size)
-        :return: The same as the policy sees them, before SB3's preprocessing, shape (N, *observation_shape)
+        :return: The same as the policy sees them, before SB3's preprocessing, shape (N, *observation_shape), or a dictionary
         """
         observations = self.observation_codec.decode(vectors.reshape(-1, self.observation_codec.size))
-        return self._normalize(observations)
+        return self.observation_codec.shaped(self._normalize(observations))
 
     def _normalize(self, observations: th.Tensor) -> th.Tensor:
         """
         VecNormalize's ``normalize_obs``, differentiable.
 
-        :param observations: Shape (N, size)
-        :return: Shape (N, *observation_shape)
+        :param observations: Flattened, shape (N, prod(observation_shape))
+        :return: Same shape
         """
         ours = self.normalization
         if ours is not None and ours.observations is not None:
             standardised = (observations - self._shift) / self._scale
-            observations = th.clamp(standardised, -ours.clip_obs, ours.clip_obs).float()
-        return observations.reshape(-1, *self.observation_codec.shape)
+            observations = th.clamp(standardised, -self._clip, self._clip).float()
+        return observations
 
     def rewards(self, rewards: th.Tensor) -> th.Tensor:
         """
@@ -133,10 +132,22 @@ class PolicyAdapter:
         policy = self.model.policy
         if not th.is_grad_enabled():
             return policy.predict_values(self.policy_observations(vectors)).flatten()
-        if isinstance(self.model.observation_space, (spaces.Box, spaces.MultiBinary)):
-            return policy.predict_values(self._normalize(vectors)).flatten()
-        features = policy.vf_features_extractor(vectors)
+        codec = self.observation_codec
+        if isinstance(codec, VectorCodec):
+            return policy.predict_values(codec.shaped(self._normalize(vectors))).flatten()
+        features = policy.vf_features_extractor(self._parts(codec, vectors) if isinstance(codec, DictCodec) else vectors)
         return policy.value_net(policy.mlp_extractor.forward_critic(features)).flatten()
+
+    def _parts(self, codec: DictCodec, vectors: th.Tensor) -> dict[str, th.Tensor]:
+        """
+        :param codec: Codec of the observation space
+        :param vectors: Observation vectors in raw units, shape (N, size)
+        :return: The same after SB3's preprocessing, differentiable: discrete parts as vectors
+        """
+        parts = codec.split(vectors)
+        discrete = {key: part for key, part in parts.items() if isinstance(codec.codecs[key], OneHotCodec)}
+        elements = [codec.codecs[key].decode(part) if key in discrete else part for key, part in parts.items()]
+        return codec.shaped(self._normalize(th.cat(elements, dim=-1))) | discrete
 
 
 class FixedNoisePolicy:
@@ -180,9 +191,9 @@ class FixedNoisePolicy:
         self.actions = th.empty(*self.batch, get_action_dim(space), device=noise.device)
 
     @th.no_grad()
-    def sample(self, observations: th.Tensor, steps: slice) -> th.Tensor:
+    def sample(self, observations: Observations, steps: slice) -> th.Tensor:
         """
-        :param observations: As the policy sees them, shape (B * n, *observation_shape)
+        :param observations: As the policy sees them, shape (B * n, *observation_shape), or a dictionary
         :param steps: Which n steps of the segments they belong to
         :return: Actions as SB3's rollout buffer stores them, shape (B * n, action_dim)
         """
