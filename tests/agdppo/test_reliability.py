@@ -530,6 +530,7 @@ def test_random_environments_train_without_errors_and_stay_finite(seed: int) -> 
         "guidance": str(rng.choice(["sag", "eag", "reward", "none"])),
         "guidance_mode": str(rng.choice(["gradient", "select"])),
         "n_candidates": 3,
+        "real_steps_per_update": n_steps * env.num_envs,
         "seed": seed,
     }
     model = AGDPPO("MlpPolicy", env, **SMALL | changes)

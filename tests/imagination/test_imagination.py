@@ -54,7 +54,9 @@ def test_imagination_with_a_seed_repeats_itself_and_without_does_not() -> None:
 
 @pytest.mark.parametrize("guidance", ["sag", "eag", "reward"])
 def test_guidance_moves_the_imagined_states_but_never_the_start(guidance: str) -> None:
-    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"n_denoising_steps": 4, "guidance_mode": "gradient"}).learn(200)
+    model = AGDPPO(
+        "MlpPolicy", "Pendulum-v1", **SMALL | {"n_denoising_steps": 4, "guidance_mode": "gradient", "learning_rate": 1e-2}
+    ).learn(400)
     starts = np.repeat(model.env.reset(), 20, axis=0)
     free = model.imagine(starts, guidance="none", seed=0)
     unmoved = model.imagine(starts, guidance=guidance, guidance_scale=0.0, seed=0)
