@@ -1,6 +1,12 @@
 from pathlib import Path
 
-from sb3_agd.agdppo import AGDPPO, AugmentedRolloutBuffer, GuidanceCallback, ResumableCheckpointCallback
+from sb3_agd.agdppo import (
+    AGDPPO,
+    AugmentedDictRolloutBuffer,
+    AugmentedRolloutBuffer,
+    GuidanceCallback,
+    ResumableCheckpointCallback,
+)
 from sb3_agd.world_model import (
     DiffusionWorldModel,
     ExponentialAdvantageGuide,
@@ -13,6 +19,7 @@ __version__ = Path(__file__).with_name("version.txt").read_text().strip()
 
 __all__ = [
     "AGDPPO",
+    "AugmentedDictRolloutBuffer",
     "AugmentedRolloutBuffer",
     "DiffusionWorldModel",
     "ExponentialAdvantageGuide",

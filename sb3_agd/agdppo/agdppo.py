@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -15,7 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_agd.agdppo.callback import GuidanceCallback
-from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
+from sb3_agd.agdppo.rollout_buffer import AugmentedDictRolloutBuffer, AugmentedRolloutBuffer
 from sb3_agd.checkpoint.resumable_ppo import ResumablePPO, as_callback
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.space_codecs import make_codec
@@ -36,7 +37,7 @@ class AGDPPO(ResumablePPO):
 
     :param policy: The policy model to use (MlpPolicy, or a custom ``ActorCriticPolicy``)
     :param env: The environment to learn from (if registered in Gym, can be str). Observations: Box without images,
-        Discrete, MultiDiscrete, MultiBinary; actions: Box, Discrete, MultiDiscrete, MultiBinary
+        Discrete, MultiDiscrete, MultiBinary, or a Dict of these; actions: Box, Discrete, MultiDiscrete, MultiBinary
     :param learning_rate: The learning rate, it can be a function
         of the current progress remaining (from 1 to 0)
     :param n_steps: The number of steps to run for each environment per rollout
@@ -158,6 +159,8 @@ class AGDPPO(ResumablePPO):
                 f"`rollout_buffer_class` must be a subclass of AugmentedRolloutBuffer, not {self.rollout_buffer_class}. "
                 "To start from a file of PPO, call `set_parameters(file, exact_match=False)` on a new model"
             )
+        if isinstance(self.observation_space, spaces.Dict) and self.rollout_buffer_class is AugmentedRolloutBuffer:
+            self.rollout_buffer_class = AugmentedDictRolloutBuffer
         super()._setup_model()
         self.imagination = Imagination(self, settings, self._imagination_state)
         self._imagination_state = self.imagination.state
@@ -221,7 +224,7 @@ class AGDPPO(ResumablePPO):
 
     def imagine(
         self,
-        observations: np.ndarray,
+        observations: np.ndarray | dict[str, np.ndarray],
         guidance: str | Guide | None = None,
         guidance_scale: float | None = None,
         seed: int | None = None,
@@ -231,24 +234,25 @@ class AGDPPO(ResumablePPO):
         takes start states from guided segments and learns from unguided ones (``guidance="none"``).
 
         :param observations: Observations as the environment gives them, not as ``VecNormalize`` does, shape
-            (B, observation_dim). With another wrapper around ``VecNormalize``, frame stacking for example, those that this
-            one puts out
+            (B, observation_dim), or a dictionary of such arrays. With another wrapper around ``VecNormalize``, frame stacking
+            for example, those that this one puts out
         :param guidance: See :class:`Settings`; ``None`` for the model's own
         :param guidance_scale: Strength of the guidance, taken as it is; ``None`` for the model's own at the current
             progress
         :param seed: Seed of all noise; ``None`` to draw on from the private generator
-        :return: Segments in raw environment units: ``observations`` (B, H + 1, observation_dim) with the given
-            states first, ``actions`` (B, H, action_dim) as the environment would receive them, ``rewards``,
-            ``terminations`` and ``mask``, each (B, H). What comes after a termination is masked
+        :return: Segments in raw environment units: ``observations`` (B, H + 1, observation_dim) with the given states first,
+            ``actions`` (B, H, action_dim) as the environment would receive them, ``rewards``, ``terminations`` and ``mask``,
+            each (B, H). What comes after a termination is masked. Dict observations are flattened, their parts in the order of
+            the space's keys
         :raises ValueError: If an argument is invalid, or the world model was not trained yet
         """
-        observations = np.asarray(observations)
-        starts = self.imagination.start_states(observations)
+        elements = self.imagination.observation_codec.flatten(observations)
+        starts = self.imagination.start_states(elements)
         chosen = self.settings.guidance_at(max(0.0, self._current_progress_remaining), guidance, guidance_scale)
         self.imagination.check_trained()
         segments, _ = self.imagination.imagine(starts, chosen, self.imagination.generator(seed))
         states = self.imagination.observation_codec.elements(segments.observations)
-        states[:, 0] = observations.reshape(len(observations), -1)
+        states[:, 0] = elements.reshape(len(elements), -1)
         actions = self.imagination.action_codec.elements(segments.actions)
         return replace(segments.map(lambda array: array.cpu().numpy()), observations=states, actions=actions)
 

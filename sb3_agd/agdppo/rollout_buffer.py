@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Callable, Generator
+from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import RolloutBuffer
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_agd.experience.space_codecs import map_parts
 
 
 class AugmentedRolloutBuffer(RolloutBuffer):
@@ -15,6 +19,11 @@ class AugmentedRolloutBuffer(RolloutBuffer):
     SB3's rollout buffer plus imagined rows, which join the minibatches and are dropped with the next rollout.
     All the buffer's own arrays stay real. Without imagined rows it is SB3's buffer, random stream included.
     """
+
+    def __init__(self, buffer_size: int, observation_space: spaces.Space, *args: Any, **kwargs: Any):
+        if isinstance(observation_space, spaces.Dict) and not isinstance(self, DictRolloutBuffer):
+            raise ValueError("Dict observations need `AugmentedDictRolloutBuffer` as `rollout_buffer_class`")
+        super().__init__(buffer_size, observation_space, *args, **kwargs)
 
     def reset(self) -> None:
         super().reset()
@@ -83,17 +92,27 @@ class AugmentedRolloutBuffer(RolloutBuffer):
             # In random order
             self._real_rows = next(super().get(None))
         if self._all_rows is None:
-            own_part = (rows.tensor_split(self._n_parts)[self._part] for rows in self._real_rows)
-            self._all_rows = RolloutBufferSamples(
-                *(
-                    th.cat([ours] * self._n_repeats + [theirs.to(ours.dtype)])
-                    for ours, theirs in zip(own_part, self.imagined, strict=True)
-                )
-            )
+            columns = zip(self._real_rows, self.imagined, strict=True)
+            self._all_rows = RolloutBufferSamples(*(map_parts(self._joined, *both) for both in columns))
         n_rows = len(self._all_rows.advantages)
         indices = th.as_tensor(self._rng.permutation(n_rows), device=self.device)
         # All of nearly the same size: the number of imagined rows is any, and a few rows left over at the end would have a
         # whole update of their own, with advantages that are normalised among themselves
         n_batches = 1 if batch_size is None else math.ceil(n_rows / batch_size)
         for batch in indices.tensor_split(n_batches):
-            yield RolloutBufferSamples(*(rows[batch] for rows in self._all_rows))
+            yield RolloutBufferSamples(
+                *(map_parts(lambda column, batch=batch: column[batch], column) for column in self._all_rows)
+            )
+
+    def _joined(self, real: th.Tensor, imagined: th.Tensor) -> th.Tensor:
+        """
+        :param real: A column of all real rows
+        :param imagined: The same column of the imagined rows
+        :return: The part of the real rows that is due, repeated, and the imagined rows
+        """
+        own_part = real.tensor_split(self._n_parts)[self._part]
+        return th.cat([own_part] * self._n_repeats + [imagined.to(own_part.dtype)])
+
+
+class AugmentedDictRolloutBuffer(AugmentedRolloutBuffer, DictRolloutBuffer):  # type: ignore[misc]
+    """The same for Dict observations."""

@@ -28,6 +28,16 @@ def env_layers(env: gym.Env) -> list[Any]:
     return [*found, env]
 
 
+def innermost(env: Any) -> Any:
+    """
+    :param env: Vectorised environment, ``None`` for none
+    :return: What its wrappers are around, which need not be a ``VecEnv``: adapters of other packages are wrappers, too
+    """
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    return env
+
+
 def vec_env_layers(env: VecEnv) -> list[Any]:
     """
     :param env: Vectorised environment whose innermost one is a ``DummyVecEnv``

@@ -14,6 +14,7 @@ from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_agd.checkpoint.env_snapshot import innermost
 from sb3_agd.checkpoint.resume import ResumeCallback, RunState, discard_stale_replies
 from sb3_agd.checkpoint.save_util import FILE_FORMAT, explain_misfit, newer_format, replaced_file
 
@@ -110,7 +111,7 @@ class ResumablePPO(PPO):
         :param error: Error of the connection to an environment in another process
         :raises RuntimeError: If such processes have died
         """
-        processes = getattr(getattr(self.env, "unwrapped", None), "processes", [])
+        processes = getattr(innermost(self.env), "processes", [])
         # A pipe breaks a moment before its process is reported dead
         wait([process.sentinel for process in processes], timeout=1)
         dead = [index for index, process in enumerate(processes) if not process.is_alive()]

@@ -15,7 +15,7 @@ from stable_baselines3.common.distributions import StateDependentNoiseDistributi
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from sb3_agd.checkpoint.env_snapshot import Snapshot, vec_env_layers
+from sb3_agd.checkpoint.env_snapshot import Snapshot, innermost, vec_env_layers
 from sb3_agd.checkpoint.save_util import save_vec_normalize
 from sb3_agd.experience.vec_normalize import normalization_statistics
 
@@ -30,7 +30,7 @@ def discard_stale_replies(env: VecEnv | None) -> None:
 
     :param env: Environments that are about to be reset or closed
     """
-    workers = getattr(env, "unwrapped", None)
+    workers = innermost(env)
     if not isinstance(workers, SubprocVecEnv):
         return
     for remote in workers.remotes:
@@ -79,7 +79,8 @@ class RunState:
         """
         assert model.env is not None
         environments = None
-        if isinstance(model.env.unwrapped, DummyVecEnv):
+        vec_env = innermost(model.env)
+        if isinstance(vec_env, DummyVecEnv):
             environments = Snapshot.of(vec_env_layers(model.env))
             if environments.left_out:
                 warnings.warn(
@@ -90,7 +91,7 @@ class RunState:
                 environments = None
         else:
             warnings.warn(
-                f"The state of the environments in a {type(model.env.unwrapped).__name__} cannot be read: checkpoints do not "
+                f"The state of the environments in a {type(vec_env).__name__} cannot be read: checkpoints do not "
                 "hold the unfinished episodes, and a resumed run will start new ones.",
                 stacklevel=2,
             )

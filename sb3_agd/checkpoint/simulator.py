@@ -80,7 +80,7 @@ class Simulator:
         :param observation: As the environment gives it
         :return: Observation vector, shape (observation_size,)
         """
-        return self.observation_codec.encode(np.asarray(observation)[None])[0]
+        return self.observation_codec.encode(observation)[0]
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
         """

@@ -13,6 +13,7 @@ import numpy as np
 import torch as th
 import yaml
 from rl_zoo3.utils import EnvironmentName, get_saved_hyperparams, get_wrapper_class
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
 from sb3_agd.agdppo import AGDPPO
@@ -46,6 +47,8 @@ class StackedFrames(gym.Wrapper):
         if normalization is None or normalization.observations is None:
             return observation
         statistics = normalization.observations
+        # Only boxes can be stacked
+        assert isinstance(statistics, RunningMeanStd)
         scaled = (observation - statistics.mean) / np.sqrt(statistics.var + normalization.epsilon)
         return np.clip(scaled, -normalization.clip_obs, normalization.clip_obs).astype(np.float32)
 

@@ -7,10 +7,10 @@ import numpy as np
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
-from sb3_agd.checkpoint.env_snapshot import same_objects
+from sb3_agd.checkpoint.env_snapshot import innermost, same_objects
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.space_codecs import SpaceCodec
-from sb3_agd.experience.vec_normalize import normalization_statistics, normalizing_wrapper
+from sb3_agd.experience.vec_normalize import largest_normalized, normalization_statistics, normalizing_wrapper
 
 
 class TransitionRecorder:
@@ -46,6 +46,7 @@ class TransitionRecorder:
         # SB3's observations before and after the last recorded step, and the ``info`` of each environment's last reset by then
         self._seen_observations: tuple[Any, ...] = ()
         self._seen_resets: list[dict] = []
+        self._has_warned = False
         # Statistics of VecNormalize, each with a copy from before the newest rollout or reset
         self._statistics: list[tuple[RunningMeanStd, RunningMeanStd]] = []
 
@@ -68,8 +69,7 @@ class TransitionRecorder:
 
     def _resets(self) -> list[dict]:
         """The ``info`` of each environment's last reset, usually a new object after each."""
-        assert self.model.env is not None
-        return list(self.model.env.unwrapped.reset_infos)
+        return list(getattr(innermost(self.model.env), "reset_infos", []))
 
     def keep_statistics(self) -> None:
         """Copy the statistics of VecNormalize, to restore them if an observation or reward is not finite."""
@@ -88,7 +88,6 @@ class TransitionRecorder:
             # If a callback stopped the last training, SB3's observations are those before the last step
             env = normalizing_wrapper(self.model.env)
             observations = self.model._last_obs if env is None else env.get_original_obs()
-            assert isinstance(observations, np.ndarray)
             self.current_observations = self._checked(self.observation_codec.encode(observations), "observation")
         self.keep_statistics()
         self.rollout_start = self.replay_buffer.position.copy()
@@ -112,10 +111,16 @@ class TransitionRecorder:
             observations, rewards = env.get_original_obs(), env.get_original_reward()
         following = self._checked(self.observation_codec.encode(observations), "observation")
         reached = following.copy()
-        terminations = dones.copy()
+        terminations, is_known = dones.copy(), np.ones_like(dones)
         for index in np.flatnonzero(dones).tolist():
-            reached[index] = self.observation_codec.encode(self._terminal_observation(index, infos[index]))[0]
             terminations[index] = not infos[index].get("TimeLimit.truncated", False)
+            if infos[index].get("terminal_observation") is None:
+                is_known[index] = False
+            else:
+                last = self._raw_terminal_observation(infos[index]["terminal_observation"])
+                reached[index] = self.observation_codec.encode(last)[0]
+        if not is_known.all():
+            self._report_unknown_state(int(np.argmin(is_known)), has_others=bool(is_known.any()))
         self.replay_buffer.add(
             self.current_observations,
             actions,
@@ -123,38 +128,47 @@ class TransitionRecorder:
             self._checked(reached, "observation"),
             terminations,
             dones,
+            is_known,
         )
         self.current_observations = following
         self._seen_observations, self._seen_resets = (self.model._last_obs, local_variables["new_obs"]), self._resets()
         self.rewards.append(local_variables["rewards"].astype(np.float32))
         self.cut_off.append(dones & ~terminations)
 
-    def _terminal_observation(self, index: int, info: dict[str, Any]) -> np.ndarray:
+    def _report_unknown_state(self, index: int, has_others: bool) -> None:
         """
-        :param index: Index of an environment whose episode is over
-        :param info: Its ``info`` of the last step
-        :return: The last observation of the episode, in raw units
-        :raises ValueError: If ``info`` does not hold it
+        :param index: Index of an environment that does not report the last observation of its episode
+        :param has_others: Whether the transitions of other environments are stored in this step
+        :raises ValueError: If no transition was stored yet, and none is in this step
         """
-        terminal_observation = info.get("terminal_observation")
-        if terminal_observation is None:
-            raise ValueError(
-                f'The `info` of environment {index} lacks "terminal_observation", although its episode ended at step '
-                f"{self.model.num_timesteps}: add the last observation of the episode there, as SB3's DummyVecEnv does"
-            )
+        problem = (
+            f'The `info` of environment {index} lacks "terminal_observation", although its episode ended at step '
+            f"{self.model.num_timesteps}: add the last observation of the episode there, as SB3's DummyVecEnv does"
+        )
+        if len(self.replay_buffer) == 0 and not has_others:
+            raise ValueError(problem)
+        if not self._has_warned:
+            warnings.warn(f"{problem}. Until then, the world model learns nothing of the ends of episodes", stacklevel=2)
+        self._has_warned = True
+
+    def _raw_terminal_observation(
+        self, terminal_observation: np.ndarray | dict[str, np.ndarray]
+    ) -> np.ndarray | dict[str, np.ndarray]:
+        """
+        :param terminal_observation: Last observation of an episode, as VecNormalize puts it out
+        :return: The same in raw units
+        """
         env = normalizing_wrapper(self.model.env)
         if env is None:
             return terminal_observation
-        if env.norm_obs and np.abs(terminal_observation).max() >= env.clip_obs:
+        if env.norm_obs and largest_normalized(env, terminal_observation) >= env.clip_obs:
             # VecNormalize keeps the original of all observations but these
             warnings.warn(
                 f"VecNormalize has clipped the last state of an episode (`clip_obs` {env.clip_obs:g}), and the world "
                 "model learns the clipped one. Consider a higher `clip_obs`",
                 stacklevel=2,
             )
-        unnormalised = env.unnormalize_obs(terminal_observation)
-        assert isinstance(unnormalised, np.ndarray)
-        return unnormalised
+        return env.unnormalize_obs(terminal_observation)
 
     def _checked(self, values: np.ndarray, what: str) -> np.ndarray:
         """

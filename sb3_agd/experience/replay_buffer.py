@@ -55,9 +55,9 @@ class ReplayBuffer:
         needed = capacity * sum(getattr(self, name)[0, 0].nbytes for name in ARRAYS)
         if needed > total:
             warnings.warn(
-                f"The transitions may not fit into memory: `buffer_size` {capacity} takes up to {needed / 1e9:.1f} GB, "
-                f"and this machine has {total / 1e9:.1f} GB. Choose a lower `buffer_size`. Discrete and MultiDiscrete spaces "
-                "take 4 bytes for each possible value",
+                f"The transitions may not fit into memory: with `buffer_size` {capacity} they take up to "
+                f"{needed / 1e9:.1f} GB, and this machine has {total / 1e9:.1f} GB. Choose a lower `buffer_size`. "
+                "Discrete and MultiDiscrete spaces take 4 bytes for each possible value",
                 stacklevel=2,
             )
 
@@ -134,6 +134,7 @@ class ReplayBuffer:
         next_observations: np.ndarray,
         terminations: np.ndarray,
         episode_ends: np.ndarray,
+        is_known: np.ndarray | bool = True,
     ) -> None:
         """
         Append one transition of each environment.
@@ -144,6 +145,8 @@ class ReplayBuffer:
         :param next_observations: The states that followed, never those after a reset, shape (n_envs, observation_dim)
         :param terminations: Whether the state that followed is terminal, shape (n_envs,)
         :param episode_ends: Whether the episode is over for any reason, shape (n_envs,)
+        :param is_known: Whether the transition is stored, shape (n_envs,). Where it is not, because the state that followed is
+            unknown, the episode ends with the state before it
         """
         env_indices = np.arange(self.n_envs)
         # The present state may lie one index further if an episode ends
@@ -156,11 +159,12 @@ class ReplayBuffer:
         self.rewards[env_indices, indices] = rewards
         self.terminations[env_indices, indices] = terminations
         self.observations[env_indices, next_indices] = next_observations
-        self.position += 1 + episode_ends
+        stored = np.broadcast_to(is_known, self.n_envs)
+        self.position += np.where(stored, 1 + np.asarray(episode_ends, dtype=np.int64), self._has_unfinished())
         # Last, so that an interrupt leaves no half-written transition
-        self.is_transition[env_indices, indices] = True
-        self._n_transitions += self.n_envs
-        for env_index in np.flatnonzero(terminations):
+        self.is_transition[env_indices, indices] = stored
+        self._n_transitions += int(stored.sum())
+        for env_index in np.flatnonzero(terminations & stored):
             self._terminal_indices[env_index].append(int(indices[env_index]))
 
     def _discard(self, env_indices: np.ndarray, indices: np.ndarray) -> None:
@@ -179,12 +183,16 @@ class ReplayBuffer:
 
     def close_episodes(self) -> None:
         """Close all unfinished episodes: the next transitions start new ones."""
-        env_indices = np.arange(self.n_envs)
         # An interrupt may have left the counts wrong
         self._recount()
+        self.position += self._has_unfinished()
+
+    def _has_unfinished(self) -> np.ndarray:
+        """
+        :return: Whether each environment has stored a transition of the present episode, shape (n_envs,)
+        """
         previous = self._in_ring(self.position - 1)
-        unfinished = (self.position > 0) & self.is_transition[env_indices, previous]
-        self.position += unfinished
+        return (self.position > 0) & self.is_transition[np.arange(self.n_envs), previous]
 
     def recent_transitions(self, n_transitions: int) -> Indices:
         """
@@ -265,22 +273,6 @@ class ReplayBuffer:
             terminations=self.terminations[column, inside] & mask,
             mask=mask,
         ).map(th.from_numpy)
-
-    def recent_episodes(self, n_transitions: int) -> list[tuple[np.ndarray, bool]]:
-        """
-        :param n_transitions: Number of newest indices to look at, over all environments
-        :return: For each episode (or the stored part of it), oldest first in each environment: its rewards, and whether it
-            was cut off, by a time limit or from outside, rather than terminated or unfinished. If all are unfinished, there
-            is no evidence that they ever end, and they count as cut off
-        """
-        env_indices, indices = self.recent_transitions(n_transitions)
-        follows = (np.diff(indices) % self.capacity_per_env == 1) & (np.diff(env_indices) == 0)
-        boundaries = np.flatnonzero(~follows) + 1
-        last = np.append(boundaries, len(indices)) - 1
-        next_indices = (indices[last] + 1) % self.capacity_per_env
-        unfinished = next_indices == self.position[env_indices[last]] % self.capacity_per_env
-        cut_off = ~self.terminations[env_indices[last], indices[last]] & (~unfinished | unfinished.all())
-        return list(zip(np.split(self.rewards[env_indices, indices], boundaries), cut_off.tolist(), strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | self._used_arrays()

@@ -18,7 +18,7 @@ from sb3_agd.checkpoint.random_streams import seed_of_global_streams
 from sb3_agd.experience.recorder import TransitionRecorder
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.segment_source import ReplaySegmentSource
-from sb3_agd.experience.space_codecs import make_codec
+from sb3_agd.experience.space_codecs import make_codec, map_parts
 from sb3_agd.experience.vec_normalize import Normalization, normalizing_wrapper
 from sb3_agd.imagination.policy_adapter import FixedNoisePolicy, PolicyAdapter, check_distribution
 from sb3_agd.imagination.rollout_rows import rollout_rows
@@ -383,5 +383,5 @@ class Imagination:
             starts, guidance = states_along(selected, generator), NO_GUIDANCE
         segments, actions = self.imagine(starts, guidance, generator)
         rows = rollout_rows(self.agent, segments, actions, self.state.value_range)
-        rows = RolloutBufferSamples(*(part[:n_rows] for part in rows))
+        rows = RolloutBufferSamples(*(map_parts(lambda column: column[:n_rows], column) for column in rows))
         return rows, 1 - segments.mask.float().mean().item()

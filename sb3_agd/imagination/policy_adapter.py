@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -12,16 +11,15 @@ from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
     DiagGaussianDistribution,
-    Distribution,
     MultiCategoricalDistribution,
     SquashedDiagGaussianDistribution,
     StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
 from stable_baselines3.common.preprocessing import get_action_dim
 
-from sb3_agd.experience.space_codecs import SpaceCodec
+from sb3_agd.experience.space_codecs import DictCodec, Observations, OneHotCodec, SpaceCodec, VectorCodec
 from sb3_agd.experience.vec_normalize import Normalization
 
 # Keeps the logarithms of uniform noise finite
@@ -49,15 +47,36 @@ def check_distribution(policy: ActorCriticPolicy) -> None:
         )
 
 
-@contextmanager
-def unchecked_parameters() -> Iterator[None]:
-    """Distributions that are made within do not check their parameters: on a GPU, that is to wait for them."""
-    before = th.distributions.Distribution._validate_args
-    th.distributions.Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        th.distributions.Distribution.set_default_validate_args(before)
+def has_own_distribution(policy: ActorCriticPolicy) -> bool:
+    """
+    :param policy: A policy
+    :return: Whether it makes its distribution of actions in another way than SB3's policies, to mask actions for example
+    """
+    names = ("get_distribution", "_get_action_dist_from_latent")
+    return any(
+        name in vars(policy) or getattr(type(policy), name, None) is not getattr(ActorCriticPolicy, name) for name in names
+    )
+
+
+def action_parameters(policy: ActorCriticPolicy, observations: Observations) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Parameters of the distribution of actions. SB3's policies are asked for them without a distribution, whose check of its
+    parameters would wait for a GPU at each imagined step.
+
+    :param policy: A policy
+    :param observations: As the policy sees them, N of them
+    :return: Means or logits, shape (N, action_size), and the features that gSDE multiplies its noise with
+    """
+    if has_own_distribution(policy):
+        distribution: Any = policy.get_distribution(observations)
+        inner = distribution.distribution
+        if isinstance(distribution, MultiCategoricalDistribution):
+            return th.cat([part.logits for part in inner], dim=-1), inner[0].logits
+        outputs = inner.mean if isinstance(inner, th.distributions.Normal) else inner.logits
+        return outputs, getattr(distribution, "_latent_sde", outputs)
+    features = BaseModel.extract_features(policy, observations, policy.pi_features_extractor)
+    latent = policy.mlp_extractor.forward_actor(features)
+    return policy.action_net(latent), latent
 
 
 class PolicyAdapter:
@@ -84,30 +103,29 @@ class PolicyAdapter:
         self.normalization = normalization
         # Once for all calls: they come in a loop that is not to wait for a GPU
         if normalization is not None and normalization.observations is not None:
-            statistics = normalization.observations
-            shift, scale = statistics.mean, np.sqrt(statistics.var + normalization.epsilon)
-            self._shift, self._scale = (th.as_tensor(array.reshape(-1), device=model.device) for array in (shift, scale))
+            columns = normalization.observation_columns(observation_codec)
+            self._shift, self._scale, self._clip = (th.as_tensor(array, device=model.device) for array in columns)
 
-    def policy_observations(self, vectors: th.Tensor) -> th.Tensor:
+    def policy_observations(self, vectors: th.Tensor) -> Observations:
         """
         :param vectors: Observation vectors in raw units, shape (..., size)
-        :return: The same as the policy sees them, before SB3's preprocessing, shape (N, *observation_shape)
+        :return: The same as the policy sees them, before SB3's preprocessing, shape (N, *observation_shape), or a dictionary
         """
         observations = self.observation_codec.decode(vectors.reshape(-1, self.observation_codec.size))
-        return self._normalize(observations)
+        return self.observation_codec.shaped(self._normalize(observations))
 
     def _normalize(self, observations: th.Tensor) -> th.Tensor:
         """
         VecNormalize's ``normalize_obs``, differentiable.
 
-        :param observations: Shape (N, size)
-        :return: Shape (N, *observation_shape)
+        :param observations: Flattened, shape (N, prod(observation_shape))
+        :return: Same shape
         """
         ours = self.normalization
         if ours is not None and ours.observations is not None:
             standardised = (observations - self._shift) / self._scale
-            observations = th.clamp(standardised, -ours.clip_obs, ours.clip_obs).float()
-        return observations.reshape(-1, *self.observation_codec.shape)
+            observations = th.clamp(standardised, -self._clip, self._clip).float()
+        return observations
 
     def rewards(self, rewards: th.Tensor) -> th.Tensor:
         """
@@ -133,10 +151,22 @@ class PolicyAdapter:
         policy = self.model.policy
         if not th.is_grad_enabled():
             return policy.predict_values(self.policy_observations(vectors)).flatten()
-        if isinstance(self.model.observation_space, (spaces.Box, spaces.MultiBinary)):
-            return policy.predict_values(self._normalize(vectors)).flatten()
-        features = policy.vf_features_extractor(vectors)
+        codec = self.observation_codec
+        if isinstance(codec, VectorCodec):
+            return policy.predict_values(codec.shaped(self._normalize(vectors))).flatten()
+        features = policy.vf_features_extractor(self._parts(codec, vectors) if isinstance(codec, DictCodec) else vectors)
         return policy.value_net(policy.mlp_extractor.forward_critic(features)).flatten()
+
+    def _parts(self, codec: DictCodec, vectors: th.Tensor) -> dict[str, th.Tensor]:
+        """
+        :param codec: Codec of the observation space
+        :param vectors: Observation vectors in raw units, shape (N, size)
+        :return: The same after SB3's preprocessing, differentiable: discrete parts as vectors
+        """
+        parts = codec.split(vectors)
+        discrete = {key: part for key, part in parts.items() if isinstance(codec.codecs[key], OneHotCodec)}
+        elements = [codec.codecs[key].decode(part) if key in discrete else part for key, part in parts.items()]
+        return codec.shaped(self._normalize(th.cat(elements, dim=-1))) | discrete
 
 
 class FixedNoisePolicy:
@@ -180,34 +210,32 @@ class FixedNoisePolicy:
         self.actions = th.empty(*self.batch, get_action_dim(space), device=noise.device)
 
     @th.no_grad()
-    def sample(self, observations: th.Tensor, steps: slice) -> th.Tensor:
+    def sample(self, observations: Observations, steps: slice) -> th.Tensor:
         """
-        :param observations: As the policy sees them, shape (B * n, *observation_shape)
+        :param observations: As the policy sees them, shape (B * n, *observation_shape), or a dictionary
         :param steps: Which n steps of the segments they belong to
         :return: Actions as SB3's rollout buffer stores them, shape (B * n, action_dim)
         """
         policy = self.agent.model.policy
-        with unchecked_parameters():
-            distribution: Distribution = policy.get_distribution(observations)
+        outputs, latent = action_parameters(policy, observations)
+        distribution = policy.action_dist
         if isinstance(distribution, StateDependentNoiseDistribution):
-            latent = distribution._latent_sde.view(len(self.noise), -1, self.noise.shape[2])
+            latent = latent.view(len(self.noise), -1, self.noise.shape[2])
             std = distribution.get_std(policy.log_std)
             matrices, lengths = (part.tolist() for part in self._matrices[steps].unique_consecutive(return_counts=True))
             runs = zip(matrices, latent.split(lengths, dim=1), strict=True)
             exploration = th.cat([th.bmm(part, self.noise[:, matrix] * std) for matrix, part in runs], dim=1)
-            actions = distribution.distribution.mean + exploration.flatten(0, 1)
+            actions = outputs + exploration.flatten(0, 1)
             return actions if distribution.bijector is None else distribution.bijector.forward(actions)
         noise = self.noise[:, steps].flatten(0, 1)
         if isinstance(distribution, DiagGaussianDistribution):
-            actions = distribution.distribution.mean + distribution.distribution.stddev * noise
+            actions = outputs + policy.log_std.exp() * noise
             return th.tanh(actions) if isinstance(distribution, SquashedDiagGaussianDistribution) else actions
         if isinstance(distribution, BernoulliDistribution):
-            return (distribution.distribution.logits + noise > 0).float()
-        if isinstance(distribution, CategoricalDistribution):
-            return (distribution.distribution.logits + noise).argmax(-1, keepdim=True).float()
-        assert isinstance(distribution, MultiCategoricalDistribution)
-        parts = noise.split(distribution.action_dims, dim=-1)
-        choices = [(part.logits + noise).argmax(-1) for part, noise in zip(distribution.distribution, parts, strict=True)]
+            return (outputs + noise > 0).float()
+        # Gumbel noise: the largest is a sample, whether or not the logits are normalised
+        sizes = distribution.action_dims if isinstance(distribution, MultiCategoricalDistribution) else [outputs.shape[-1]]
+        choices = [part.argmax(-1) for part in (outputs + noise).split(sizes, dim=-1)]
         return th.stack(choices, dim=-1).float()
 
     def environment_actions(self, actions: th.Tensor) -> th.Tensor:

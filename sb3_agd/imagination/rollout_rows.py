@@ -4,6 +4,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
+from sb3_agd.experience.space_codecs import map_parts
 from sb3_agd.imagination.policy_adapter import PolicyAdapter
 from sb3_agd.world_model import Segments
 
@@ -60,4 +61,4 @@ def rollout_rows(
     returns = (advantages + all_values[:, :-1]).clamp(*value_range)
     kept = (segments.mask & returns.isfinite()).flatten() & log_probs.isfinite()
     columns = (observations, actions, values.flatten(), log_probs, advantages.flatten(), returns.flatten())
-    return RolloutBufferSamples(*(column[kept] for column in columns))
+    return RolloutBufferSamples(*(map_parts(lambda column: column[kept], column) for column in columns))

@@ -276,13 +276,12 @@ def test_a_wrong_world_model_argument_is_refused_at_construction_by_name(kwargs:
     "space, advice",
     [
         (spaces.Box(0, 255, (36, 36, 3), dtype=np.uint8), "CnnPolicy"),
-        (spaces.Box(0, 1, (64, 64)), "CnnPolicy"),
-        (spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Discrete(2)}), "FlattenObservation"),
+        (spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Box(0, 255, (36, 36, 3), dtype=np.uint8)}), "CnnPolicy"),
     ],
-    ids=["image", "map", "dict"],
+    ids=["image", "dict"],
 )
-def test_images_and_dicts_are_refused_at_construction(policy: str, space: spaces.Space, advice: str) -> None:
-    with pytest.raises(ValueError, match=f"(?s)observation space.*{advice}"):
+def test_images_are_refused_at_construction(policy: str, space: spaces.Space, advice: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s)observation.* space.*{advice}"):
         AGDPPO(policy, ToyEnv(space))
 
 

@@ -159,20 +159,6 @@ def test_a_warning_names_last_states_that_vec_normalize_has_clipped(last: float)
     assert warned == (last == 500)
 
 
-def test_error_about_a_missing_last_state_names_the_environment() -> None:
-    class Hiding(VecEnvWrapper):
-        def reset(self) -> np.ndarray:
-            return self.venv.reset()
-
-        def step_wait(self) -> Any:
-            observations, rewards, dones, infos = self.venv.step_wait()
-            return observations, rewards, dones, [{} for _ in infos]
-
-    env = Hiding(DummyVecEnv([lambda: ToyEnv(episode_length=50), lambda: ToyEnv(episode_length=10)]))
-    with pytest.raises(ValueError, match=r"environment 1 lacks .terminal_observation.*ended at step 20"):
-        AGDPPO("MlpPolicy", env, **SMALL).learn(64)
-
-
 def make_counter() -> ToyEnv:
     """Its observations say how many steps of the episode are over, in thousandths."""
     return ToyEnv(episode_length=1000, observe=lambda step: np.full(3, step / 1000, dtype=np.float32))
@@ -220,3 +206,25 @@ def test_dones_may_be_numbers() -> None:
 
     model = AGDPPO("MlpPolicy", FloatDones(make_vec_env(ToyEnv)), **SMALL).learn(64)
     assert model.rollout_buffer.n_imagined > 0
+
+
+@pytest.mark.filterwarnings("ignore:The transitions may not fit into memory")
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(0, 255, (7056,), dtype=np.uint8),
+        spaces.Discrete(50_000),
+        spaces.MultiDiscrete([1000] * 20),
+    ],
+    ids=["box", "discrete", "multi-discrete"],
+)
+def test_agents_with_large_flat_observations_train(space: spaces.Space) -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(space), **SMALL).learn(64)
+    assert model.rollout_buffer.n_imagined > 0
+    assert len(model.replay_buffer) == 64
+
+
+def test_agents_with_float_frame_stacks_train() -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(spaces.Box(-1, 1, (4, 5, 5))), **SMALL).learn(64)
+    assert model.rollout_buffer.n_imagined > 0
+    assert model.imagine(np.zeros((2, 4, 5, 5), dtype=np.float32)).observations.shape == (2, 5, 100)

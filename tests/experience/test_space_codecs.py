@@ -18,6 +18,11 @@ SUPPORTED: dict[str, spaces.Space] = {
     "number box": spaces.Box(-1.0, 1.0, ()),
     "integer box": spaces.Box(-3, 7, (3,), dtype=np.int64),
     "byte box": spaces.Box(0, 255, (5,), dtype=np.uint8),
+    "frame stack": spaces.Box(-np.inf, np.inf, (4, 5, 5)),
+    "normalised picture": spaces.Box(0.0, 1.0, (36, 36, 3)),
+    "large map": spaces.Box(-1.0, 1.0, (64, 64)),
+    "large byte box": spaces.Box(0, 255, (7056,), dtype=np.uint8),
+    "small integers": spaces.Box(0, 10, (4, 5, 5), dtype=np.uint8),
     "integer matrix box": spaces.Box(-5, 5, (2, 3), dtype=np.int32),
     "discrete": spaces.Discrete(5),
     "discrete of one": spaces.Discrete(1),
@@ -30,8 +35,6 @@ IMAGES: dict[str, spaces.Space] = {
     "channels last": spaces.Box(0, 255, (64, 64, 3), dtype=np.uint8),
     "channels first": spaces.Box(0, 255, (3, 64, 64), dtype=np.uint8),
     "small": spaces.Box(0, 255, (10, 10, 1), dtype=np.uint8),
-    "normalised": spaces.Box(0.0, 1.0, (36, 36, 3)),
-    "large map": spaces.Box(-1.0, 1.0, (64, 64)),
 }
 
 each_space = pytest.mark.parametrize("space", SUPPORTED.values(), ids=list(SUPPORTED))
@@ -133,12 +136,34 @@ def test_discrete_spaces_that_do_not_start_at_zero_are_refused(space: spaces.Spa
         make_codec(space, "action")
 
 
-def test_dictionaries_are_refused_with_their_name_and_advice() -> None:
+def test_dictionaries_of_vectors_are_concatenated_in_the_order_of_their_keys() -> None:
     space = spaces.Dict({"position": spaces.Box(-1, 1, (2,)), "goal": spaces.Discrete(3)})
-    with pytest.raises(ValueError) as error:
-        make_codec(space, "observation")
-    assert f"The observation space {space} is not supported" in str(error.value)
-    assert "FlattenObservation" in str(error.value)
+    codec = make_codec(space, "observation")
+    values = {"position": np.array([[0.5, -0.5], [1.0, 0.0]]), "goal": np.array([2, 0])}
+    vectors = codec.encode(values)
+    # The space sorts its keys
+    assert vectors.tolist() == [[0, 0, 1, 0.5, -0.5], [1, 0, 0, 1.0, 0.0]]
+    assert codec.elements(th.from_numpy(vectors)).tolist() == [[2, 0.5, -0.5], [0, 1.0, 0.0]]
+    shaped = codec.shaped(codec.decode(th.from_numpy(vectors)))
+    assert {key: part.tolist() for key, part in shaped.items()} == {
+        "goal": [[2], [0]],
+        "position": [[0.5, -0.5], [1.0, 0.0]],
+    }
+    assert codec.encode({key: part[0] for key, part in values.items()}).tolist() == vectors[:1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("space", "name"),
+    [
+        (spaces.Dict({"goal": spaces.Discrete(3)}), "action"),
+        (spaces.Dict({"inner": spaces.Dict({"goal": spaces.Discrete(3)})}), "observation"),
+        (spaces.Dict({"camera": spaces.Box(0, 255, (64, 64, 3), dtype=np.uint8)}), "observation"),
+    ],
+    ids=["action", "nested", "image"],
+)
+def test_dictionaries_of_other_kinds_are_refused_by_name(space: spaces.Dict, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"The {name}.* is not supported"):
+        make_codec(space, name)
 
 
 @pytest.mark.parametrize(
@@ -150,3 +175,24 @@ def test_other_spaces_are_refused_by_name(space: Any) -> None:
     with pytest.raises(ValueError) as error:
         make_codec(space, "observation")
     assert f"The observation space {space} is not supported" in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int32, np.uint32, np.int64, np.uint64])
+def test_decoded_integers_are_within_the_limits_of_their_type(dtype: Any) -> None:
+    limits = np.iinfo(dtype)
+    space = spaces.Box(limits.min, limits.max, (3,), dtype=dtype)
+    # Far outside, at the limits, and inside
+    vectors = th.tensor([[-1e30, 1e30, 7.0], [float(limits.min), float(limits.max), 0.0]])
+    elements = make_codec(space, "observation").elements(vectors)
+    assert elements.dtype == dtype
+    assert elements[0].tolist() == [limits.min, limits.max, 7]
+    assert elements[1].tolist() == [limits.min, limits.max, 0]
+
+
+def test_decoded_integers_are_within_bounds_that_single_precision_cannot_hold() -> None:
+    space = spaces.Box(0, 2147483647, (2,), dtype=np.int32)
+    codec = make_codec(space, "observation")
+    elements = codec.elements(th.tensor([[3e9, -5.0], [2147483648.0, 2147483520.0]]))
+    assert elements.tolist() == [[2147483647, 0], [2147483647, 2147483520]]
+    # The policy sees what the environment could give
+    assert all(space.contains(element) for element in elements)
