@@ -84,6 +84,19 @@ def save_vec_normalize(env: VecNormalize, save_path: str | Path) -> None:
         pickle.dump(env, file)
 
 
+def statistics_file(path: str | Path) -> Path | None:
+    """
+    :param path: Path to the file of an agent
+    :return: File of the statistics of its VecNormalize, if there is one where callbacks and RL-Zoo save it
+    """
+    agent = Path(path)
+    # Checkpoint callbacks put the kind of the file before the number of steps
+    name, steps = agent.stem.removesuffix("_steps").rpartition("_")[::2]
+    candidates = [agent.with_name(f"{name}_vecnormalize_{steps}_steps.pkl"), agent.with_name("vecnormalize.pkl")]
+    candidates += sorted(agent.parent.glob("*/vecnormalize.pkl"))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
 def newer_format(file_format: int) -> str:
     """
     :param file_format: Format of a file, newer than ``FILE_FORMAT``
