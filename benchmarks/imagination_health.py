@@ -35,8 +35,22 @@ class Monitor(BaseCallback):
         super().__init__()
         self.every = every
         self.rows: list[dict[str, float]] = []
+        self.largest_return = 0.0
+
+    def _on_training_start(self) -> None:
+        assert isinstance(self.model, AGDPPO)
+        self.gamma = self.model.gamma
+        # Of the episodes under way
+        self.rewards: list[list[float]] = [[] for _ in range(self.training_env.num_envs)]
 
     def _on_step(self) -> bool:
+        for rewards, reward, done in zip(self.rewards, self.locals["rewards"], self.locals["dones"], strict=True):
+            # In the critic's units
+            rewards.append(float(reward))
+            if done:
+                returns = discounted_returns(np.array(rewards), self.gamma)
+                self.largest_return = max(self.largest_return, float(np.abs(returns).max()))
+                rewards.clear()
         return True
 
     def _largest_value(self, observations: np.ndarray | th.Tensor) -> float:
@@ -51,14 +65,10 @@ class Monitor(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         assert isinstance(self.model, AGDPPO) and isinstance(self.model.rollout_buffer, AugmentedRolloutBuffer)
-        store, agent, buffer = self.model.replay_buffer, self.model.imagination.agent, self.model.rollout_buffer
-        returns = [
-            np.abs(discounted_returns(agent.rewards(th.from_numpy(rewards)).numpy(), self.model.gamma)).max()
-            for rewards, _ in store.recent_episodes(store.capacity_per_env)
-        ]
+        buffer = self.model.rollout_buffer
         row = {
             "timesteps": self.num_timesteps,
-            "largest_return": float(max(returns)),
+            "largest_return": self.largest_return,
             "largest_real_value": self._largest_value(buffer.observations),
         }
         if buffer.imagined is not None:

@@ -1,8 +1,6 @@
 """What all tests share."""
 
-import argparse
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -28,9 +26,7 @@ def temporary_logs(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def command_line(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Function that runs a command in this process, whose changes to other modules are undone at the end."""
-    monkeypatch.setattr(argparse.ArgumentParser, "error", argparse.ArgumentParser.error)
-    monkeypatch.setattr(subprocess, "call", subprocess.call)
+    """Function that runs a command in this process."""
 
     def run(*arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", ["sb3-agd", *arguments])

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -208,8 +209,23 @@ class GuidanceCallback(BaseCallback):
         is_finite = all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters())
         if not is_finite or not self._make_usable(self.imagination):
             return False
+        self._refresh(self.imagination)
         self._augment(self.imagination, number)
         return self._buffer.n_imagined > 0
+
+    def _refresh(self, imagination: Imagination) -> None:
+        """
+        Take the old log-probabilities, values and advantages of the real rows from the present policy. Those of the policy
+        that collected them are stale after the updates of earlier rounds: most of the rows would be outside of PPO's clip
+        range from the start.
+
+        :param imagination: World model and data
+        """
+        values, log_probs, last_values = imagination.evaluate_rows(self._buffer)
+        dones = self.model._last_episode_starts
+        assert dones is not None
+        estimate = partial(imagination.bound_values, self._buffer, last_values, dones)
+        self._buffer.replace_estimates(values, log_probs, estimate)
 
     @property
     def _progress_remaining(self) -> float:

@@ -1,7 +1,7 @@
 """Rollout buffer that offers imagined rows beside the real ones."""
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_agd.experience.space_codecs import map_parts
 
@@ -60,6 +61,28 @@ class AugmentedRolloutBuffer(RolloutBuffer):
         self._n_repeats = n_repeats
         self._part = part
         self._n_parts = n_parts
+
+    def replace_estimates(self, values: th.Tensor, log_probs: th.Tensor, estimate: Callable[[], None]) -> None:
+        """
+        Replace the values and log-probabilities of the real rows by those of a newer policy, after :meth:`get` was called.
+
+        :param values: Values of the buffer's flattened observations, shape (n_steps * n_envs,)
+        :param log_probs: Log-probabilities of its actions, same shape
+        :param estimate: Computes advantages and returns from the values, as :meth:`compute_returns_and_advantage` does
+        """
+        shape = (self.buffer_size, self.n_envs)
+        for name, new in (("values", values), ("log_probs", log_probs)):
+            setattr(self, name, new.cpu().numpy().reshape(shape[::-1]).swapaxes(0, 1).copy())
+        self.advantages = np.zeros(shape, dtype=np.float32)
+        estimate()
+        for name in ("values", "log_probs", "advantages", "returns"):
+            setattr(self, name, self.swap_and_flatten(getattr(self, name)))
+        # In the same order: each part keeps its rows
+        self._real_rows = super()._get_samples(self._order)
+
+    def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> RolloutBufferSamples:
+        self._order = batch_inds
+        return super()._get_samples(batch_inds, env)
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
         if self.imagined is None or self.n_imagined == 0:

@@ -62,7 +62,6 @@ class RunState:
     :param python_state: State of Python's random generator
     :param exploration: Noise matrices of gSDE, drawn for this rollout
     :param statistics: Those of VecNormalize, by name of the attribute
-    :param earlier_range: See :class:`Imagination`
     """
 
     environments: Snapshot | None
@@ -71,7 +70,6 @@ class RunState:
     python_state: Any
     exploration: dict[str, th.Tensor]
     statistics: dict[str, RunningMeanStd | dict[str, RunningMeanStd]]
-    earlier_range: tuple[float, float]
 
     @classmethod
     def of(cls, model: Any) -> "RunState":
@@ -106,7 +104,6 @@ class RunState:
             random.getstate(),
             {name: getattr(distribution, name) for name in EXPLORATION if uses_sde},
             normalization_statistics(model),
-            model.imagination.earlier_range,
         )
 
     def restore_statistics(self, model: Any) -> None:
@@ -130,7 +127,6 @@ class RunState:
             self.environments.restore(vec_env_layers(model.env))
         for name, matrix in self.exploration.items():
             setattr(model.policy.action_dist, name, matrix.to(model.device))
-        model.imagination.earlier_range = self.earlier_range
         th.set_rng_state(self.torch_state)
         np.random.set_state(self.numpy_state)
         random.setstate(self.python_state)

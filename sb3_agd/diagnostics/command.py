@@ -2,17 +2,78 @@
 
 import argparse
 import os
+import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch as th
 import yaml
-from rl_zoo3.utils import EnvironmentName, StoreDict, get_saved_hyperparams, get_wrapper_class
+from rl_zoo3.utils import EnvironmentName, get_saved_hyperparams, get_wrapper_class
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
 from sb3_agd.agdppo import AGDPPO
 from sb3_agd.diagnostics.report import imagination_report
+from sb3_agd.experience.vec_normalize import Normalization
+
+
+class StackedFrames(gym.Wrapper):
+    """
+    What RL-Zoo's VecFrameStack, with VecNormalize beneath it, does to one environment. The world model of an agent that was
+    trained with them knows nothing else.
+
+    :param env: The environment
+    :param n_frames: Number of frames in a stack
+    :param normalization: What VecNormalize does, ``None`` if there is none
+    """
+
+    def __init__(self, env: gym.Env, n_frames: int, normalization: Normalization | None):
+        super().__init__(env)
+        assert isinstance(env.observation_space, gym.spaces.Box)
+        self.frames: StackedObservations = StackedObservations(1, n_frames, env.observation_space)
+        self.observation_space = self.frames.stacked_observation_space
+        self.normalization = normalization
+
+    def _normalized(self, observation: np.ndarray) -> np.ndarray:
+        """
+        :param observation: As the environment gives it
+        :return: As the agent knows it, with an axis for the number of environments in front
+        """
+        observation, normalization = np.asarray(observation)[None], self.normalization
+        if normalization is None or normalization.observations is None:
+            return observation
+        statistics = normalization.observations
+        # Only boxes can be stacked
+        assert isinstance(statistics, RunningMeanStd)
+        scaled = (observation - statistics.mean) / np.sqrt(statistics.var + normalization.epsilon)
+        return np.clip(scaled, -normalization.clip_obs, normalization.clip_obs).astype(np.float32)
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        observation, info = self.env.reset(**kwargs)
+        return self.frames.reset(self._normalized(observation))[0].copy(), info
+
+    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        stacked, _ = self.frames.update(self._normalized(observation), np.zeros(1, dtype=bool), [{}])
+        normalization = self.normalization
+        if normalization is not None and normalization.returns is not None:
+            scale = np.sqrt(normalization.returns.var + normalization.epsilon)
+            reward = float(np.clip(reward / scale, -normalization.clip_reward, normalization.clip_reward))
+        return stacked[0].copy(), reward, terminated, truncated, info
+
+
+def load_normalization(file: Path) -> Normalization:
+    """
+    :param file: File of VecNormalize
+    :return: What it does
+    :raises FileNotFoundError: If it is not there
+    """
+    # As trustworthy as the agent's file, which holds pickles as well
+    return Normalization.of(pickle.loads(file.read_bytes()))
 
 
 def training_environment(model: Path, env_id: str) -> tuple[dict[str, Any], Callable[[gym.Env], gym.Env] | None]:
@@ -30,32 +91,40 @@ def training_environment(model: Path, env_id: str) -> tuple[dict[str, Any], Call
     if command_line.is_file():
         # As trustworthy as the agent's file, which holds pickles
         arguments = yaml.load(command_line.read_text(), Loader=yaml.UnsafeLoader)["env_kwargs"] or arguments
-    return arguments, get_wrapper_class(settings)
+    wrapper, n_frames = get_wrapper_class(settings), settings.get("frame_stack")
+    if n_frames is None:
+        return arguments, wrapper
+    # Otherwise the model knows VecNormalize itself
+    normalization = load_normalization(folder / "vecnormalize.pkl") if settings["normalize"] else None
+    return arguments, lambda env: StackedFrames(env if wrapper is None else wrapper(env), n_frames, normalization)
 
 
-def main() -> None:
-    """Parse the command line, write the report, print its key figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--env", required=True, help="environment ID")
-    parser.add_argument("--model", required=True, type=Path, help="zip file of a trained AGDPPO")
-    parser.add_argument("-f", "--folder", type=Path, default=Path("imagined"), help="where to write the report")
-    parser.add_argument("--n-starts", type=int, default=32, help="number of start states")
-    parser.add_argument("--guidance", help="sag, eag, reward or none (default: the model's)")
-    parser.add_argument("--guidance-scale", type=float, help="strength of the guidance (default: as in the last rollout)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the environment and of all noise")
-    parser.add_argument(
-        "--env-kwargs", nargs="+", action=StoreDict, default={}, help="arguments of the environment beyond those of training"
-    )
-    parser.add_argument("--n-filmed", type=int, default=25, help="number of segments in the video, 0 for none")
-    arguments = parser.parse_args()
+def find_agent(path: Path) -> Path:
+    """
+    :param path: Path to the file of an agent, whose ending may be left out
+    :return: The file
+    :raises FileNotFoundError: If there is none
+    """
+    for file in (path, path.with_name(f"{path.name}.zip")):
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"argument --model: there is no file {path}")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """
+    Write the report, print its key figures.
+
+    :param arguments: Command line, see :func:`sb3_agd.zoo.parsers.add_imagine_arguments`
+    """
     # Matrices are small here: more threads only get into each other's way
     th.set_num_threads(1)
     if arguments.n_filmed > 0 and os.name == "posix" and not os.environ.get("DISPLAY"):
         # Without a display, MuJoCo renders through EGL only
         os.environ.setdefault("MUJOCO_GL", "egl")
-
-    env_kwargs, wrapper = training_environment(arguments.model, arguments.env)
-    env_kwargs = {**env_kwargs, **arguments.env_kwargs}
+    file = find_agent(arguments.model)
+    env_kwargs, wrapper = training_environment(file, arguments.env)
+    env_kwargs = {**env_kwargs, **dict(arguments.env_kwargs)}
 
     def make_env() -> gym.Env:
         try:
@@ -64,15 +133,19 @@ def main() -> None:
             env = gym.make(arguments.env, **env_kwargs)
         return env if wrapper is None else wrapper(env)
 
+    n_filmed = arguments.n_filmed
+    if n_filmed > 0 and isinstance(make_env(), StackedFrames):
+        warnings.warn("No video: the pose cannot be told from a stack of frames", stacklevel=2)
+        n_filmed = 0
     report = imagination_report(
-        AGDPPO.load(arguments.model, device="cpu"),
+        AGDPPO.load(file, device="cpu"),
         make_env,
         arguments.folder,
         arguments.n_starts,
         arguments.guidance,
         arguments.guidance_scale,
         arguments.seed,
-        arguments.n_filmed,
+        n_filmed,
     )
     print_summary(report, arguments.folder)
 
@@ -91,7 +164,3 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
     for kind, figures in report["advantages"].items():
         print(f"  {kind.replace('_', ' ')}: {figures['gain']:.3f} +- {figures['standard_error']:.3f}")
     print(f"Report in {folder.resolve()}")
-
-
-if __name__ == "__main__":
-    main()

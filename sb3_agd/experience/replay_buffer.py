@@ -274,22 +274,6 @@ class ReplayBuffer:
             mask=mask,
         ).map(th.from_numpy)
 
-    def recent_episodes(self, n_transitions: int) -> list[tuple[np.ndarray, bool]]:
-        """
-        :param n_transitions: Number of newest indices to look at, over all environments
-        :return: For each episode (or the stored part of it), oldest first in each environment: its rewards, and whether it
-            was cut off, by a time limit or from outside, rather than terminated or unfinished. If all are unfinished, there
-            is no evidence that they ever end, and they count as cut off
-        """
-        env_indices, indices = self.recent_transitions(n_transitions)
-        follows = (np.diff(indices) % self.capacity_per_env == 1) & (np.diff(env_indices) == 0)
-        boundaries = np.flatnonzero(~follows) + 1
-        last = np.append(boundaries, len(indices)) - 1
-        next_indices = (indices[last] + 1) % self.capacity_per_env
-        unfinished = next_indices == self.position[env_indices[last]] % self.capacity_per_env
-        cut_off = ~self.terminations[env_indices[last], indices[last]] & (~unfinished | unfinished.all())
-        return list(zip(np.split(self.rewards[env_indices, indices], boundaries), cut_off.tolist(), strict=True))
-
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | self._used_arrays()
 

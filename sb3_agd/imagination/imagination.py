@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
-from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from torch.nn import functional as F
 
 from sb3_agd.checkpoint.random_streams import seed_of_global_streams
@@ -22,22 +23,18 @@ from sb3_agd.experience.vec_normalize import Normalization, normalizing_wrapper
 from sb3_agd.imagination.policy_adapter import FixedNoisePolicy, PolicyAdapter, check_distribution
 from sb3_agd.imagination.rollout_rows import rollout_rows
 from sb3_agd.imagination.settings import NO_GUIDANCE, Guidance, Settings
+from sb3_agd.imagination.start_states import encoded_observations, recent_states, states_along
 from sb3_agd.imagination.value_bounds import (
     UNKNOWN_RANGE,
+    attainable_range,
     bound_values,
-    credible_range,
     real_advantages,
-    transitions_for_returns,
 )
 from sb3_agd.world_model import Critic, DiffusionWorldModel, Segments
 from sb3_agd.world_model.guidance import select_candidates
 
-# Imagination starts from states among this many newest rows of the replay buffer: older ones come from older policies
-RECENT_ROWS = 20_000
-# The world model is trained on this many newest rollouts in particular. Values are bounded by their returns, or by those
-# of a minimum of transitions
+# Half of the world model's training segments come from this many newest rollouts
 RECENT_ROLLOUTS = 20
-MIN_RETURN_TRANSITIONS = 2_000
 # Segments of the newest rollout that the world model is tested on before it sees them
 HELD_OUT_SEGMENTS = 256
 # Advantages that differ less than this from their mean, in standard deviations of past rollouts, are all the same
@@ -54,7 +51,7 @@ class ImaginationState:
     :param rng: Private source of all randomness of the world model and of imagination
     :param advantage_std: Running standard deviation of the one-step advantage on real data, in the critic's units
     :param critic_explained_variance: Of the newest rollout, at least 0: a factor of the guidance scale
-    :param value_range: Lowest and highest credible value, in the critic's units: it bounds the values and value targets of
+    :param value_range: Lowest and highest attainable value, in the critic's units: it bounds the values and value targets of
         real and imagined rows, and those that guides see
     :param normalization: Normalisation that the agent was trained with: a model loaded without environment needs it
     :param correlations: Correlations of the advantages along imagined and real segments in the newest rollouts
@@ -70,7 +67,7 @@ class ImaginationState:
 
 class Imagination:
     """
-    World model, store of real transitions and agent, and what they do together.
+    World model, replay buffer of real transitions and agent, and what they do together.
 
     :param model: The algorithm
     :param settings: The settings
@@ -103,14 +100,12 @@ class Imagination:
         self.settings = settings
         seed = seed_of_global_streams() if model.seed is None else model.seed
         self.state = state or ImaginationState(np.random.default_rng(seed))
-        # Counts as long as there are too few transitions to tell the range anew
-        self.earlier_range = self.state.value_range
         sizes = self.observation_codec.size, self.action_codec.size
         arguments = settings.world_model_arguments() | {"termination_fn": self._in_raw_units(settings.termination_fn)}
         self.replay_buffer = ReplayBuffer(settings.buffer_size, model.n_envs, *sizes)
         self.world_model = DiffusionWorldModel(*sizes, seed=seed, **arguments).to(model.device)
         self.recorder = TransitionRecorder(model, self.replay_buffer, self.observation_codec, self.action_codec)
-        # Up to where the store is part of the running statistics
+        # Up to where the replay buffer is part of the running statistics
         self._observed = self.replay_buffer.position.copy()
 
     def attach(self, model: OnPolicyAlgorithm) -> None:
@@ -131,10 +126,9 @@ class Imagination:
 
     def transitions_loaded(self) -> None:
         """
-        Take note that the transitions in the store were replaced: they tell what was known before. A world model without
-        statistics learns them all.
+        To be called after the transitions in the replay buffer were replaced by those of a file. A world model without
+        statistics takes its statistics from all of them.
         """
-        self.earlier_range = UNKNOWN_RANGE
         if self.world_model.observation_normalizer.count > 0:
             self._observed = self.replay_buffer.position.copy()
         else:
@@ -178,12 +172,12 @@ class Imagination:
 
     @property
     def _gamma(self) -> float:
-        """The discount factor of the real rows: SB3 keeps to the one that the buffer was made with."""
+        """Discount factor of the real rows: that of the rollout buffer, which SB3 does not change."""
         return self.model.rollout_buffer.gamma
 
     @property
     def _n_recent(self) -> int:
-        """Rows of the newest rollouts in the store."""
+        """Number of transitions of the newest rollouts."""
         return RECENT_ROLLOUTS * self.model.n_steps * self.model.n_envs
 
     # Learning from real rollouts
@@ -225,18 +219,11 @@ class Imagination:
 
     def _value_range(self) -> tuple[float, float]:
         """
-        :return: Lowest and highest credible value, in the critic's units, see :func:`credible_range`. A model that was loaded
-            without its transitions keeps its range until it has seen enough: the first steps show only a part of the return
-            of an episode
+        :return: Lowest and highest attainable value in the critic's units, by the lowest and the highest real reward so far
         """
-        agent, buffer = self.agent, self.replay_buffer
-        n_transitions = max(self._n_recent, transitions_for_returns(self._gamma) * self.model.n_envs, MIN_RETURN_TRANSITIONS)
-        episodes = buffer.recent_episodes(n_transitions)
-        in_critics_units = [(agent.rewards(th.from_numpy(rewards)).numpy(), cut_off) for rewards, cut_off in episodes]
-        low, high = credible_range(in_critics_units, self._gamma)
-        if self.earlier_range != UNKNOWN_RANGE and not buffer.holds(n_transitions):
-            low, high = min(low, self.earlier_range[0]), max(high, self.earlier_range[1])
-        return low, high
+        normalizer = self.world_model.reward_normalizer
+        low, high = self.agent.rewards(th.cat([normalizer.low, normalizer.high])).tolist()
+        return attainable_range(low, high, self._gamma)
 
     def bound_values(self, buffer: RolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
         """
@@ -249,9 +236,27 @@ class Imagination:
         rewards, cut_off = np.stack(self.recorder.rewards), np.stack(self.recorder.cut_off)
         bound_values(buffer, rewards, cut_off, last_values, dones, self.state.value_range, self.model.gamma)
 
+    @th.no_grad()
+    def evaluate_rows(self, buffer: RolloutBuffer) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param buffer: The algorithm's rollout buffer, flattened
+        :return: Values and log-probabilities of its rows by the present policy, each of shape (n_steps * n_envs,), and the
+            values of the states after the last step, shape (n_envs,)
+        """
+        model = self.model
+        assert model._last_obs is not None
+        model.policy.set_training_mode(False)
+        observations: Any = obs_as_tensor(buffer.observations, model.device)
+        actions = th.as_tensor(buffer.actions, device=model.device)
+        if isinstance(model.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        values, log_probs, _ = model.policy.evaluate_actions(observations, actions)
+        last_values = model.policy.predict_values(obs_as_tensor(model._last_obs, model.device))
+        return values.flatten(), log_probs.flatten(), last_values.flatten()
+
     def test(self) -> dict[str, th.Tensor]:
         """
-        Test the world model on windows of the newest rollout, which it was not trained on yet.
+        Test the world model on segments of the newest rollout, which it was not trained on yet.
 
         :return: What :meth:`DiffusionWorldModel.compare` returns, and ``advantage_correlation``: that of the one-step
             advantages along imagined and real segments with the same actions, by the present critic; NaN where the real ones
@@ -279,10 +284,10 @@ class Imagination:
         on_update: Callable[[], Any] | None = None,
     ) -> dict[str, float]:
         """
-        Train the world model on windows from the whole store.
+        Train the world model on segments of the replay buffer.
 
         :param gradient_steps: Number of updates
-        :param batch_size: Number of windows of each update
+        :param batch_size: Number of segments of each update
         :param learning_rate: Learning rate
         :param on_update: Called after each update
         :return: Mean losses, see :meth:`DiffusionWorldModel.fit`
@@ -309,19 +314,8 @@ class Imagination:
         :return: Start states for :meth:`imagine`, shape (B, observation_size)
         :raises ValueError: If their shape or a value is invalid
         """
-        codec = self.observation_codec
-        flat_shape = (int(np.prod(codec.shape)),)
-        shapes = {flat_shape, codec.shape} | ({()} if codec.shape == (1,) else set())
-        if observations.ndim == 0 or observations.shape[1:] not in shapes:
-            raise ValueError(f"`observations` must have shape (B, {flat_shape[0]}), not {observations.shape}")
-        if len(observations) == 0:
-            raise ValueError("`observations` must hold at least one start state")
-        if not np.all(np.isfinite(observations)):
-            raise ValueError("`observations` must be finite, there is NaN or infinity in them")
-        try:
-            return th.as_tensor(codec.encode(observations), device=self.model.device)
-        except ValueError as error:
-            raise ValueError(f"`observations` must be of {self.model.observation_space}. {error}") from None
+        vectors = encoded_observations(self.observation_codec, self.model.observation_space, observations)
+        return th.as_tensor(vectors, device=self.model.device)
 
     def imagine(self, starts: th.Tensor, guidance: Guidance, generator: th.Generator) -> tuple[Segments[th.Tensor], th.Tensor]:
         """
@@ -359,7 +353,7 @@ class Imagination:
 
     @property
     def critic(self) -> Critic:
-        """The agent's critic, with values within the credible range."""
+        """The agent's critic, with values within the attainable range."""
         agent, value_range = self.agent, self.state.value_range
 
         def bounded_values(vectors: th.Tensor) -> th.Tensor:
@@ -382,10 +376,7 @@ class Imagination:
             because they come after a termination
         """
         n_segments = math.ceil(n_rows / self.world_model.horizon)
-        env_indices, stored = self.replay_buffer.recent_transitions(RECENT_ROWS)
-        chosen = self.state.rng.integers(len(stored), size=n_segments)
-        states = self.replay_buffer.observations[env_indices[chosen], stored[chosen]]
-        starts = th.as_tensor(states, device=self.model.device)
+        starts = th.as_tensor(recent_states(self.replay_buffer, n_segments, self.state.rng), device=self.model.device)
         generator = self.generator()
         if guidance.selects:
             selected, _ = self.imagine(starts, guidance, generator)
@@ -394,16 +385,3 @@ class Imagination:
         rows = rollout_rows(self.agent, segments, actions, self.state.value_range)
         rows = RolloutBufferSamples(*(map_parts(lambda column: column[:n_rows], column) for column in rows))
         return rows, 1 - segments.mask.float().mean().item()
-
-
-def states_along(segments: Segments[th.Tensor], generator: th.Generator) -> th.Tensor:
-    """
-    :param segments: Segments
-    :param generator: Source of randomness
-    :return: One state of each that is not terminal, any with the same probability, shape (B, observation_dim)
-    """
-    last = (segments.mask & ~segments.terminations).sum(1)
-    uniform = th.rand(len(segments), generator=generator, device=generator.device)
-    # The product can be rounded up
-    steps = th.minimum((uniform * (last + 1)).long(), last)
-    return segments.observations[th.arange(len(segments), device=steps.device), steps]

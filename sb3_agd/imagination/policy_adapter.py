@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -12,13 +11,12 @@ from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
     DiagGaussianDistribution,
-    Distribution,
     MultiCategoricalDistribution,
     SquashedDiagGaussianDistribution,
     StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
 from stable_baselines3.common.preprocessing import get_action_dim
 
 from sb3_agd.experience.space_codecs import DictCodec, Observations, OneHotCodec, SpaceCodec, VectorCodec
@@ -49,15 +47,36 @@ def check_distribution(policy: ActorCriticPolicy) -> None:
         )
 
 
-@contextmanager
-def unchecked_parameters() -> Iterator[None]:
-    """Distributions that are made within do not check their parameters: on a GPU, that is to wait for them."""
-    before = th.distributions.Distribution._validate_args
-    th.distributions.Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        th.distributions.Distribution.set_default_validate_args(before)
+def has_own_distribution(policy: ActorCriticPolicy) -> bool:
+    """
+    :param policy: A policy
+    :return: Whether it makes its distribution of actions in another way than SB3's policies, to mask actions for example
+    """
+    names = ("get_distribution", "_get_action_dist_from_latent")
+    return any(
+        name in vars(policy) or getattr(type(policy), name, None) is not getattr(ActorCriticPolicy, name) for name in names
+    )
+
+
+def action_parameters(policy: ActorCriticPolicy, observations: Observations) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Parameters of the distribution of actions. SB3's policies are asked for them without a distribution, whose check of its
+    parameters would wait for a GPU at each imagined step.
+
+    :param policy: A policy
+    :param observations: As the policy sees them, N of them
+    :return: Means or logits, shape (N, action_size), and the features that gSDE multiplies its noise with
+    """
+    if has_own_distribution(policy):
+        distribution: Any = policy.get_distribution(observations)
+        inner = distribution.distribution
+        if isinstance(distribution, MultiCategoricalDistribution):
+            return th.cat([part.logits for part in inner], dim=-1), inner[0].logits
+        outputs = inner.mean if isinstance(inner, th.distributions.Normal) else inner.logits
+        return outputs, getattr(distribution, "_latent_sde", outputs)
+    features = BaseModel.extract_features(policy, observations, policy.pi_features_extractor)
+    latent = policy.mlp_extractor.forward_actor(features)
+    return policy.action_net(latent), latent
 
 
 class PolicyAdapter:
@@ -198,27 +217,25 @@ class FixedNoisePolicy:
         :return: Actions as SB3's rollout buffer stores them, shape (B * n, action_dim)
         """
         policy = self.agent.model.policy
-        with unchecked_parameters():
-            distribution: Distribution = policy.get_distribution(observations)
+        outputs, latent = action_parameters(policy, observations)
+        distribution = policy.action_dist
         if isinstance(distribution, StateDependentNoiseDistribution):
-            latent = distribution._latent_sde.view(len(self.noise), -1, self.noise.shape[2])
+            latent = latent.view(len(self.noise), -1, self.noise.shape[2])
             std = distribution.get_std(policy.log_std)
             matrices, lengths = (part.tolist() for part in self._matrices[steps].unique_consecutive(return_counts=True))
             runs = zip(matrices, latent.split(lengths, dim=1), strict=True)
             exploration = th.cat([th.bmm(part, self.noise[:, matrix] * std) for matrix, part in runs], dim=1)
-            actions = distribution.distribution.mean + exploration.flatten(0, 1)
+            actions = outputs + exploration.flatten(0, 1)
             return actions if distribution.bijector is None else distribution.bijector.forward(actions)
         noise = self.noise[:, steps].flatten(0, 1)
         if isinstance(distribution, DiagGaussianDistribution):
-            actions = distribution.distribution.mean + distribution.distribution.stddev * noise
+            actions = outputs + policy.log_std.exp() * noise
             return th.tanh(actions) if isinstance(distribution, SquashedDiagGaussianDistribution) else actions
         if isinstance(distribution, BernoulliDistribution):
-            return (distribution.distribution.logits + noise > 0).float()
-        if isinstance(distribution, CategoricalDistribution):
-            return (distribution.distribution.logits + noise).argmax(-1, keepdim=True).float()
-        assert isinstance(distribution, MultiCategoricalDistribution)
-        parts = noise.split(distribution.action_dims, dim=-1)
-        choices = [(part.logits + noise).argmax(-1) for part, noise in zip(distribution.distribution, parts, strict=True)]
+            return (outputs + noise > 0).float()
+        # Gumbel noise: the largest is a sample, whether or not the logits are normalised
+        sizes = distribution.action_dims if isinstance(distribution, MultiCategoricalDistribution) else [outputs.shape[-1]]
+        choices = [part.argmax(-1) for part in (outputs + noise).split(sizes, dim=-1)]
         return th.stack(choices, dim=-1).float()
 
     def environment_actions(self, actions: th.Tensor) -> th.Tensor:

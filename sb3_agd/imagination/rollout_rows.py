@@ -42,7 +42,7 @@ def rollout_rows(
     :param agent: The policy and the critic
     :param segments: In raw units
     :param actions: Their actions as the rollout buffer stores them, shape (B, H, action_dim)
-    :param value_range: Lowest and highest credible value
+    :param value_range: Lowest and highest attainable value
     :return: One row per transition that is not masked
     """
     model = agent.model

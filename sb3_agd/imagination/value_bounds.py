@@ -1,4 +1,4 @@
-"""Values within the range of returns that real rewards make credible."""
+"""Values within the range that real rewards make attainable."""
 
 import math
 
@@ -6,12 +6,8 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
-# The range of real returns, widened by this share of its width, bounds all values and value targets
-VALUE_MARGIN = 0.25
 UNKNOWN_RANGE = (-math.inf, math.inf)
-# Returns are known from so many times 1 / (1 - gamma) steps of an environment, or from so many steps: fewer show only a part
-# of what is earned later
-RETURN_HORIZONS = 5
+# With a discount factor of 1, or close to it, returns are sums of so many rewards
 MAX_RETURN_STEPS = 10_000
 
 
@@ -40,36 +36,22 @@ def real_advantages(buffer: RolloutBuffer) -> np.ndarray:
     return buffer.rewards[:-1] + buffer.gamma * continues * buffer.values[1:] - buffer.values[:-1]
 
 
-def credible_range(episodes: list[tuple[np.ndarray, bool]], gamma: float) -> tuple[float, float]:
+def attainable_range(low_reward: float, high_reward: float, gamma: float) -> tuple[float, float]:
     """
-    Range of the discounted returns of real rewards, with a margin.
+    Range of the returns that are possible with rewards in a range.
 
-    Values learned on imagined states feed on themselves: each target bootstraps on values of other imagined
-    states, which no real reward ever corrects, and any optimism grows without limit. The cure is a bound from
-    outside of that loop. It is made of real rewards alone: a bound made of bootstrapped returns would itself
-    grow with the values it should hold. SB3's values look beyond a time limit, so an episode that was cut off
-    counts as if it went on forever at its mean reward.
+    Values learned on imagined states feed on themselves: each target bootstraps on values of other imagined states, which no
+    real reward ever corrects, and optimism can grow without limit. The bound is independent of that loop, since it is made
+    of real rewards alone. It leaves room for improvement: it is reached by whoever earns the highest reward at each step. A
+    bound by the returns earned so far would not let imagination value what is better than them.
 
-    :param episodes: Rewards of each episode, and whether it was cut off
+    :param low_reward: Lowest real reward, in the critic's units
+    :param high_reward: Highest real reward, in the critic's units
     :param gamma: Discount factor
-    :return: Lowest and highest credible value
+    :return: Lowest and highest attainable value. 0, the value after a termination, is between them
     """
-    returns = []
-    for rewards, cut_off in episodes:
-        future = float(rewards.mean()) / (1 - gamma) if cut_off and gamma < 1 else 0.0
-        returns.append(discounted_returns(rewards, gamma, future))
-    all_returns = np.concatenate(returns)
-    low, high = float(all_returns.min()), float(all_returns.max())
-    margin = VALUE_MARGIN * (high - low)
-    return low - margin, high + margin
-
-
-def transitions_for_returns(gamma: float) -> int:
-    """
-    :param gamma: Discount factor
-    :return: Number of steps of one environment that returns are known from
-    """
-    return min(MAX_RETURN_STEPS, math.ceil(RETURN_HORIZONS / max(1 - gamma, 1e-9)))
+    n_steps = min(1 / max(1 - gamma, 1e-9), MAX_RETURN_STEPS)
+    return min(low_reward, 0.0) * n_steps, max(high_reward, 0.0) * n_steps
 
 
 def bound_values(
@@ -82,7 +64,7 @@ def bound_values(
     gamma: float,
 ) -> None:
     """
-    Estimate the advantages and returns of the real rows anew, with values within a credible range. The first
+    Estimate the advantages and returns of the real rows anew, with values within the attainable range. The first
     states of a new behaviour lie far from all that the critic was trained on, and its values there can be far from
     any return: they must not become targets either.
 
@@ -91,7 +73,7 @@ def bound_values(
     :param cut_off: Whether a time limit cut off the episode, shape (n_steps, n_envs)
     :param last_values: Values of the states after the last step
     :param dones: Whether the last step ended an episode
-    :param value_range: Lowest and highest credible value
+    :param value_range: Lowest and highest attainable value
     :param gamma: Discount factor of the algorithm at present. The buffer keeps to the one that it was made with
     """
     low, high = value_range

@@ -49,7 +49,7 @@ def objective_gradient(guide: Guide, segments: Segments[th.Tensor], critic: Crit
     if not objective.requires_grad:
         raise ValueError(
             f"The objective of {type(guide).__name__} depends on neither observations nor rewards, so there is "
-            "nothing to move. Choose among several segments instead: `n_candidates` above 1"
+            'nothing to move. Select among several segments instead: `guidance_mode="select"`'
         )
     (gradient,) = th.autograd.grad(objective.sum(), denoised)
     return gradient

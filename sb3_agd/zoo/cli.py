@@ -1,57 +1,151 @@
-"""Command line: RL-Zoo's own commands, with all their options, after AGDPPO has been registered."""
+"""Command line: RL-Zoo's commands, with all their options, after AGDPPO has been registered, and this package's own."""
 
 import argparse
+import functools
+import importlib
+import re
 import runpy
 import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import gymnasium as gym
-import rl_zoo3
+import torch as th
+from stable_baselines3.common.utils import get_device
 
 from sb3_agd import __version__
+from sb3_agd.zoo.parsers import (
+    CommandParser,
+    add_benchmark_arguments,
+    add_imagine_arguments,
+    add_plot_arguments,
+    add_push_arguments,
+)
 from sb3_agd.zoo.registration import register
-from sb3_agd.zoo.repairs import repair_zoo
 
-ZOO = Path(rl_zoo3.__file__).parent
-# Modules that are run as scripts: the zoo's, and one of ours
+PROGRAM = "sb3-agd"
+# Packages that are not there without an extra of this package
+EXTRAS = {
+    **dict.fromkeys(("matplotlib", "pandas", "rliable", "scipy", "seaborn", "tensorboard"), "zoo"),
+    "wandb": "wandb",
+}
+# Commands that step environments
+PLAYING = ("train", "enjoy", "record-video", "imagine")
+# Part of a warning that only the author of a task can act on: HalfCheetah has it
+IRRELEVANT_WARNING = "'settotalmass' is deprecated"
+
+
+@dataclass(frozen=True)
+class Command:
+    """
+    A command.
+
+    :param summary: What it does, in one line
+    :param module: RL-Zoo's are run as scripts. Ours have a function ``run``, which gets the parsed command line
+    :param add_arguments: Adds the arguments of one of our own commands to a parser
+    """
+
+    summary: str
+    module: str
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
+
+
 COMMANDS = {
-    "train": "rl_zoo3.train",
-    "enjoy": "rl_zoo3.enjoy",
-    "record-video": "rl_zoo3.record_video",
-    "benchmark": "rl_zoo3.benchmark",
-    "plot-train": "rl_zoo3.plots.plot_train",
-    "all-plots": "rl_zoo3.plots.all_plots",
-    "plot-from-file": "sb3_agd.zoo.plots",
-    "push-to-hub": "rl_zoo3.push_to_hub",
-    "load-from-hub": "rl_zoo3.load_from_hub",
-    "imagine": "sb3_agd.diagnostics.command",
+    "train": Command("train an agent, or tune hyperparameters (-optimize)", "rl_zoo3.train"),
+    "enjoy": Command("watch a trained agent", "rl_zoo3.enjoy"),
+    "record-video": Command("film a trained agent", "rl_zoo3.record_video"),
+    "imagine": Command(
+        "see what AGDPPO's world model imagines, and whether it comes true",
+        "sb3_agd.diagnostics.command",
+        add_imagine_arguments,
+    ),
+    "benchmark": Command("evaluate all agents of a folder", "sb3_agd.zoo.benchmark", add_benchmark_arguments),
+    "plot-train": Command("plot returns in training", "rl_zoo3.plots.plot_train"),
+    "all-plots": Command("plot evaluations, and gather them in a file", "rl_zoo3.plots.all_plots"),
+    "plot-from-file": Command(
+        "compare algorithms by the file of all-plots, with scores normalised", "sb3_agd.zoo.plots", add_plot_arguments
+    ),
+    "push-to-hub": Command("upload an agent to the Hugging Face hub", "sb3_agd.zoo.hub", add_push_arguments),
+    "load-from-hub": Command("download an agent from the Hugging Face hub", "rl_zoo3.load_from_hub"),
 }
 
 
-def exit_with_one_line(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+@functools.cache
+def print_mujoco_warning(message: str) -> None:
     """
-    ``ArgumentParser.error`` without the usage, which for ``train`` fills a screen.
+    Print a warning, once, unless users cannot act on it.
 
-    :param parser: The parser
-    :param message: What is wrong with the command line
+    :param message: MuJoCo's warning
     """
-    parser.exit(2, f"{parser.prog}: error: {message}\n")
+    if IRRELEVANT_WARNING not in message:
+        print(f"MuJoCo: {message}", file=sys.stderr)
 
 
-def default_threads(arguments: list[str]) -> bool:
+def filter_mujoco_warnings() -> None:
+    """Use :func:`print_mujoco_warning` for the warnings of MuJoCo, which by default are printed for each environment anew."""
+    # Not all tasks need MuJoCo
+    try:
+        import mujoco
+    except ImportError:
+        return
+    mujoco.set_mju_user_warning(print_mujoco_warning)
+
+
+def prepare_script(name: str, arguments: list[str]) -> list[str]:
     """
-    :param arguments: Arguments of ``train``
-    :return: Whether they are about AGDPPO and leave the number of threads open
+    Check what RL-Zoo's scripts do not check, and set what they leave open.
+
+    :param name: Name of the command
+    :param arguments: Its command line
+    :return: The command line to run it with
     """
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = CommandParser(prog=f"{PROGRAM} {name}", add_help=False)
     parser.add_argument("--algo")
     parser.add_argument("--num-threads")
+    parser.add_argument("--device", default="cpu")
     known, _ = parser.parse_known_args(arguments)
-    return known.algo == "agdppo" and known.num_threads is None
+    try:
+        th.empty(0, device=get_device(known.device))
+    except RuntimeError:
+        parser.error(f"argument --device: there is no {known.device!r} here, try auto, cpu or cuda")
+    # Several threads only slow down networks of this size
+    leaves_threads_open = name == "train" and known.algo == "agdppo" and known.num_threads is None
+    return [*arguments, "--num-threads", "1"] if leaves_threads_open else arguments
+
+
+def run_script(name: str) -> None:
+    """
+    :param name: Name of a command of RL-Zoo
+    """
+    register()
+    sys.argv[1:] = prepare_script(name, sys.argv[1:])
+    # Some scripts are already imported by others
+    warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
+    if name in PLAYING:
+        filter_mujoco_warnings()
+    if name == "train":
+        # Like Ctrl-C, which ends training with saving the agent
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    runpy.run_module(COMMANDS[name].module, run_name="__main__")
+
+
+def run_own(name: str) -> None:
+    """
+    :param name: Name of one of this package's own commands
+    """
+    command = COMMANDS[name]
+    assert command.add_arguments is not None
+    parser = CommandParser(prog=sys.argv[0], description=f"{command.summary[0].upper()}{command.summary[1:]}.")
+    command.add_arguments(parser)
+    arguments = parser.parse_args(sys.argv[1:])
+    if name in PLAYING:
+        filter_mujoco_warnings()
+    # Only now: `--help` does not wait for what this imports
+    importlib.import_module(command.module).run(arguments)
 
 
 def is_refusal(error: Exception) -> bool:
@@ -59,6 +153,8 @@ def is_refusal(error: Exception) -> bool:
     :param error: What ended a command
     :return: Whether it is about what the user asked for (a name, a file, a value), rather than about broken code
     """
+    import rl_zoo3
+
     # What the user typed is evaluated in frames of its own
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != "<string>"]
     if any(frame.name == "learn" for frame in frames):
@@ -67,38 +163,49 @@ def is_refusal(error: Exception) -> bool:
         return True
     # Names and values in `-params` and `--env-kwargs` that do not exist
     source = Path(frames[-1].filename)
-    by_name = source.is_relative_to(ZOO) or source == Path(gym.envs.registration.__file__)
+    by_name = source.is_relative_to(Path(rl_zoo3.__file__).parent) or source == Path(gym.envs.registration.__file__)
     return by_name and isinstance(error, (TypeError, NameError, SyntaxError))
+
+
+def missing_extra(error: Exception) -> str | None:
+    """
+    :param error: What ended a command
+    :return: What to do if a package of an extra is not installed, ``None`` if it is something else
+    """
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        packages = [error.name.partition(".")[0]]
+    elif isinstance(error, ImportError) and error.name is None:
+        # Other packages' own words on one of theirs that is optional
+        packages = re.findall(r"\w+", str(error).lower())
+    else:
+        packages = []
+    missing = [package for package in packages if package in EXTRAS]
+    return f'{missing[0]} is not installed: pip install "sb3_agd[{EXTRAS[missing[0]]}]"' if missing else None
 
 
 def main() -> None:
     """Run the command that is named first on the command line."""
-    argparse.ArgumentParser.error = exit_with_one_line  # type: ignore[method-assign, assignment]
-    parser = argparse.ArgumentParser(
-        prog="sb3-agd",
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {command.summary}" for name, command in COMMANDS.items()]
+    parser = CommandParser(
+        prog=PROGRAM,
         description="RL Baselines3 Zoo with AGDPPO among its algorithms (--algo agdppo).",
-        epilog="`sb3-agd COMMAND --help` lists the options of a command.",
+        epilog="\n".join(["commands:", *lines, "", f"`{PROGRAM} COMMAND --help` lists the options of a command."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
-    command = parser.parse_args(sys.argv[1:2]).command
-
-    register()
-    repair_zoo()
-    # The zoo's parsers name themselves after the script
-    sys.argv = [f"{parser.prog} {command}", *sys.argv[2:]]
-    # Some scripts are already imported by others
-    warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
-    if command == "train":
-        # Like Ctrl-C, which ends training with saving the agent
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        if default_threads(sys.argv[1:]):
-            # Several threads only slow down networks of this size
-            sys.argv += ["--num-threads", "1"]
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    name = parser.parse_args(sys.argv[1:2]).command
+    # RL-Zoo's parsers name themselves after the script
+    sys.argv = [f"{PROGRAM} {name}", *sys.argv[2:]]
     try:
-        runpy.run_module(COMMANDS[command], run_name="__main__")
+        if COMMANDS[name].add_arguments is None:
+            run_script(name)
+        else:
+            run_own(name)
     except Exception as error:
-        if not is_refusal(error):
+        problem = missing_extra(error)
+        if problem is None and not is_refusal(error):
             raise
         hint = " (text in -params needs quotes of its own: \"guidance:'eag'\")" if isinstance(error, NameError) else ""
-        sys.exit(f"{parser.prog} {command}: error: {str(error) or type(error).__name__}{hint}")
+        sys.exit(f"{sys.argv[0]}: error: {problem or str(error) or type(error).__name__}{hint}")

@@ -4,11 +4,9 @@ import argparse
 import re
 import time
 import traceback
-from functools import partialmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from unittest import mock
 
 import optuna
 import yaml
@@ -16,10 +14,11 @@ from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import SimpleLinearSchedule
 from sqlalchemy.exc import SQLAlchemyError
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import CheckpointCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_agd.agdppo import AGDPPO, ResumableCheckpointCallback
+from sb3_agd.checkpoint.save_util import save_vec_normalize
 
 PACKAGE = Path(__file__).parent.parent
 # In the wheel the folder lies inside the package, in a source tree beside it
@@ -78,11 +77,51 @@ def prepare_database(url: str) -> None:
             time.sleep(0.3)
 
 
+class SaveStatisticsCallback(BaseCallback):
+    """
+    Save the statistics of VecNormalize in each call. Unlike with the zoo's callback, a crash leaves those of the best agent.
+
+    :param path: Path to the file
+    """
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+
+    def _on_step(self) -> bool:
+        vec_normalize = self.model.get_vec_normalize_env()
+        if vec_normalize is not None:
+            save_vec_normalize(vec_normalize, self.path)
+        return True
+
+
+class ResumedModel:
+    """
+    A model whose ``learn`` goes on with the run that it was loaded from. All else is as it is.
+
+    :param model: Loaded from a checkpoint
+    """
+
+    def __init__(self, model: AGDPPO):
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def learn(self, total_timesteps: int, **kwargs: Any) -> AGDPPO:
+        """
+        :param total_timesteps: Number of further steps
+        :param kwargs: Further arguments of :meth:`AGDPPO.learn`
+        :return: The model
+        """
+        return self.model.learn(total_timesteps, reset_num_timesteps=False, **kwargs)
+
+
 class AGDExperimentManager(ExperimentManager):
     """
     ExperimentManager which looks for hyperparameters in this package first, where a trial of ``-optimize`` that fails in
-    this package's code counts as failed, not as pruned, and where AGDPPO's checkpoints can be resumed. All arguments
-    are the zoo's.
+    this package's code counts as failed, not as pruned, where AGDPPO's checkpoints can be resumed, and where a crash
+    leaves the statistics of VecNormalize that were saved before. All arguments are the zoo's.
 
     :param args: Parsed command line
     :param algo: Name of the algorithm
@@ -142,7 +181,11 @@ class AGDExperimentManager(ExperimentManager):
         users = list(self.callbacks)
         super().create_callbacks()
         for index, callback in enumerate(self.callbacks):
-            if self.algo == "agdppo" and isinstance(callback, CheckpointCallback) and callback not in users:
+            if callback in users:
+                continue
+            if isinstance(callback, EvalCallback):
+                callback.callback_on_new_best = SaveStatisticsCallback(self.statistics_path)
+            elif isinstance(callback, CheckpointCallback) and self.algo == "agdppo":
                 self.callbacks[index] = ResumableCheckpointCallback(
                     callback.save_freq,
                     callback.save_path,
@@ -150,6 +193,23 @@ class AGDExperimentManager(ExperimentManager):
                     self.save_replay_buffer,
                     verbose=callback.verbose,
                 )
+
+    @property
+    def statistics_path(self) -> str:
+        """File with the statistics of VecNormalize, where ``enjoy`` looks for it."""
+        return f"{self.params_path}/vecnormalize.pkl"
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        print(f"Saving to {self.save_path}")
+        model.save(f"{self.save_path}/{self.env_name}")
+        if self.save_replay_buffer and hasattr(model, "save_replay_buffer"):
+            print("Saving replay buffer")
+            model.save_replay_buffer(f"{self.save_path}/replay_buffer.pkl")
+        if self.normalize:
+            # The zoo's way of saving these empties the file first
+            vec_normalize = model.get_vec_normalize_env()
+            assert vec_normalize is not None
+            save_vec_normalize(vec_normalize, self.statistics_path)
 
     def _beside_checkpoint(self, kind: str) -> Path | None:
         """
@@ -218,5 +278,4 @@ class AGDExperimentManager(ExperimentManager):
         self.n_timesteps -= model.num_timesteps
         for callback in self.callbacks:
             callback.n_calls = model.num_timesteps // model.n_envs
-        with mock.patch.object(AGDPPO, "learn", partialmethod(AGDPPO.learn, reset_num_timesteps=False)):
-            super().learn(model)
+        super().learn(ResumedModel(model))  # type: ignore[arg-type]

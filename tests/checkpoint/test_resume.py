@@ -130,8 +130,8 @@ def test_a_run_that_started_from_a_loaded_agent_is_resumed_bit_for_bit(tmp_path:
     # Without its transitions: what bounds the values comes from the file for a while
     model = with_checkpoints(AGDPPO.load(tmp_path / "first", make_env()), tmp_path)
     resumed = resume(make_env, tmp_path, 96)
-    assert model.imagination.earlier_range[0] > -np.inf
-    assert resumed.imagination.earlier_range == model.imagination.earlier_range
+    assert model.imagination.state.value_range[0] > -np.inf
+    assert resumed.imagination.state.value_range == model.imagination.state.value_range
     assert_equal_runs(model, resumed)
 
 

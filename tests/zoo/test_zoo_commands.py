@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import optuna
 import pytest
@@ -14,10 +15,12 @@ import torch as th
 import yaml
 from optuna.trial import TrialState
 from processes import PATIENCE, SETTINGS, wait_for
+from rl_zoo3.utils import create_test_env, get_saved_hyperparams
 from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_agd import AGDPPO
+from sb3_agd.diagnostics.command import training_environment
 
 ENV = "Hopper-v5"
 # No episode is longer
@@ -227,12 +230,12 @@ def test_an_error_in_this_package_ends_tuning_but_a_diverged_policy_is_pruned(tm
         (["--algo", "agdppo", "-params", "horizn:3"], "unexpected keyword argument 'horizn'"),
     ],
 )
-def test_a_wrong_name_is_answered_with_one_line(tmp_path: Path, arguments: list[str], complaint: str) -> None:
+def test_a_wrong_name_is_answered_without_traceback(tmp_path: Path, arguments: list[str], complaint: str) -> None:
     process = start(tmp_path, ["train", *arguments])
     _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
-    assert len(error.splitlines()) == 1
-    assert complaint in error
+    assert complaint in error.splitlines()[-1]
+    assert "Traceback" not in error
 
 
 def test_other_algorithms_train_with_the_shipped_settings_too(tmp_path: Path) -> None:
@@ -251,8 +254,92 @@ def test_evaluations_and_training_can_be_plotted(trained: Path) -> None:
 
 
 def test_benchmark_evaluates_all_agents_of_a_folder(trained: Path) -> None:
-    run(trained, "benchmark", "--log-dir", "logs", "--benchmark-dir", "logs", "--no-hub", "--test-mode", "-n", EPISODE)
-    assert f"|{ENV}" in (trained / "logs" / "benchmark.md").read_text()
+    out = run(trained, "benchmark", "--log-dir", "logs", "--benchmark-dir", "results", "-n", EPISODE, "--", "--seed", "3")
+    assert f"agdppo on {ENV}: " in out
+    lines = (trained / "results" / "benchmark.md").read_text().splitlines()
+    columns, row = (dict(enumerate(cell.strip() for cell in line.strip("|").split("|"))) for line in (lines[0], lines[2]))
+    table = {columns[number]: row[number] for number in columns}
+    assert (table["algo"], table["env"], table["training steps"]) == ("agdppo", ENV, "256")
+    # As `enjoy` shows it
+    out = run(trained, "enjoy", "--algo", "agdppo", "--env", ENV, "-f", "logs", "--no-render", "-n", EPISODE, "--seed", "3")
+    (mean,) = (line.split()[2] for line in out.splitlines() if line.startswith("Mean reward"))
+    assert float(table["mean return"]) == pytest.approx(float(mean), abs=0.01)
+    assert f"{table['episodes']} Episodes" in out
+
+
+def test_warnings_that_a_user_cannot_act_on_are_not_shown(tmp_path: Path) -> None:
+    env_id = "HalfCheetah-v5"
+    make = f"import gymnasium; gymnasium.make({env_id!r})"
+    alone = subprocess.run([sys.executable, "-c", make], cwd=tmp_path, capture_output=True, text=True)
+    if "settotalmass" not in alone.stderr:
+        pytest.skip("This version of MuJoCo has no such warning")
+    process = start(tmp_path, ["train", "--algo", "ppo", "--env", env_id, "-n", "32", "-params", "n_steps:32"])
+    _, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, error
+    assert "settotalmass" not in error
+
+
+def run_without(package: str, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command as if a package were not installed."""
+    code = f"import sys; sys.modules[{package!r}] = None; from sb3_agd.zoo.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env={**os.environ, **SETTINGS},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+@pytest.mark.parametrize("command", ["imagine", "plot-from-file"])
+def test_help_needs_no_extra(command: str, tmp_path: Path) -> None:
+    done = run_without("matplotlib", tmp_path, command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: sb3-agd {command}")
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [
+        ("matplotlib", ["imagine", "--env", ENV, "--model", "model.zip"]),
+        ("seaborn", ["all-plots", "-a", "ppo", "-e", ENV, "-f", "logs"]),
+        ("tensorboard", ["train", "--algo", "agdppo", "--env", ENV, "--eval-freq", "-1", "-tb", "tensorboard"]),
+    ],
+)
+def test_a_command_names_the_extra_that_it_lacks(package: str, arguments: list[str], tmp_path: Path) -> None:
+    done = run_without(package, tmp_path, *arguments)
+    assert done.returncode == 1
+    expected = f'sb3-agd {arguments[0]}: error: {package} is not installed: pip install "sb3_agd[zoo]"'
+    assert done.stderr.splitlines()[-1] == expected
+    assert "Traceback" not in done.stderr
+
+
+def test_imagine_plays_agents_with_stacked_frames_as_enjoy_does(tmp_path: Path) -> None:
+    run(tmp_path, *TRAIN, "-n", "128", "-f", "logs", "--eval-freq", "-1", "-params", *TINY, "frame_stack:3")
+    folder = tmp_path / "logs" / "agdppo" / f"{ENV}_1"
+    agent = folder / f"{ENV}.zip"
+    arguments, wrapper = training_environment(agent, ENV)
+    assert wrapper is not None
+    env = wrapper(gym.make(ENV, **arguments))
+    settings, statistics = get_saved_hyperparams(str(folder / ENV))
+    played = create_test_env(ENV, stats_path=statistics, should_render=False, hyperparams=settings)
+    assert env.observation_space == played.observation_space
+    normalization = VecNormalize.load(str(folder / ENV / "vecnormalize.pkl"), played.venv)
+    for seed in (0, 1):
+        played.seed(seed)
+        observation, _ = env.reset(seed=seed)
+        assert np.array_equal(observation, played.reset()[0])
+        for action in np.zeros((5, *env.action_space.shape)):
+            observation, reward, *_ = env.step(action)
+            expected, rewards, *_ = played.step(action[None])
+            assert np.array_equal(observation, expected[0])
+            # `enjoy` shows the environment's own rewards, which the agent never saw
+            assert reward == pytest.approx(normalization.normalize_reward(rewards)[0])
+    # Without its ending, as SB3 takes it as well
+    out = run(tmp_path, "imagine", "--env", ENV, "--model", str(agent.with_suffix("")), "--n-starts", "2")
+    assert "monte carlo" in out
+    assert not (tmp_path / "imagined" / "video.mp4").exists()
 
 
 def test_paper_settings_are_found_by_name_and_environments_may_run_in_processes(tmp_path: Path) -> None:
