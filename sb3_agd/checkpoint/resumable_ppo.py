@@ -15,9 +15,9 @@ from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_agd.checkpoint.env_snapshot import innermost
 from sb3_agd.checkpoint.resume import ResumeCallback, RunState, discard_stale_replies
 from sb3_agd.checkpoint.save_util import FILE_FORMAT, explain_misfit, newer_format, replaced_file, statistics_file
+from sb3_agd.experience.vec_envs import innermost
 from sb3_agd.experience.vec_normalize import normalizing_wrapper
 
 SelfResumablePPO = TypeVar("SelfResumablePPO", bound="ResumablePPO")

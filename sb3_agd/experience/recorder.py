@@ -8,9 +8,9 @@ import numpy as np
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
-from sb3_agd.checkpoint.env_snapshot import innermost, same_objects
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.space_codecs import SpaceCodec
+from sb3_agd.experience.vec_envs import innermost, is_same, same_objects
 from sb3_agd.experience.vec_normalize import largest_normalized, normalization_statistics, normalizing_wrapper
 
 
@@ -216,16 +216,3 @@ class TransitionRecorder:
                 "Correct the environment, or find the cause with `VecCheckNan`."
             )
         return values
-
-
-def is_same(observations: Any, others: Any) -> bool:
-    """
-    :param observations: Observations of all environments, or a dictionary of them
-    :param others: Other observations
-    :return: Whether they are the same object or hold the same values
-    """
-    if observations is others:
-        return True
-    if isinstance(observations, dict) and isinstance(others, dict):
-        return observations.keys() == others.keys() and all(np.array_equal(observations[key], others[key]) for key in others)
-    return np.array_equal(observations, others)
