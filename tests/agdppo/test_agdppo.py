@@ -15,6 +15,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
@@ -283,6 +284,17 @@ def test_a_wrong_world_model_argument_is_refused_at_construction_by_name(kwargs:
 def test_images_are_refused_at_construction(policy: str, space: spaces.Space, advice: str) -> None:
     with pytest.raises(ValueError, match=f"(?s)observation.* space.*{advice}"):
         AGDPPO(policy, ToyEnv(space))
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (3,)), spaces.Discrete(4)], ids=["box", "discrete"])
+def test_the_policy_for_dict_observations_is_refused_for_others(space: spaces.Space) -> None:
+    with pytest.raises(
+        ValueError, match=f"must use `MlpPolicy`.*{type(space).__name__} observation space, not MultiInputPolicy"
+    ):
+        AGDPPO("MultiInputPolicy", ToyEnv(space), **SMALL)
+    # An extractor of one's own may take them
+    policy_kwargs = {"net_arch": [16], "features_extractor_class": FlattenExtractor}
+    AGDPPO("MultiInputPolicy", ToyEnv(space), **SMALL | {"policy_kwargs": policy_kwargs}).learn(32)
 
 
 def test_discrete_spaces_that_do_not_begin_with_zero_are_refused_at_construction() -> None:
