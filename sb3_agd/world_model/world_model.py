@@ -17,7 +17,7 @@ from sb3_agd.world_model.normalizer import Normalizer
 from sb3_agd.world_model.samplers import SAMPLERS
 from sb3_agd.world_model.segment_denoiser import Policy, SegmentDenoiser
 from sb3_agd.world_model.segments import Segments, SegmentSource, mask_after_termination
-from sb3_agd.world_model.termination import TerminationClassifier, TerminationFn, apply_rule
+from sb3_agd.world_model.termination import TerminationClassifier, TerminationFn, apply_rule, half_of
 from sb3_agd.world_model.training import fit, make_optimizer, seeded_global_stream
 from sb3_agd.world_model.validation import check_arguments, check_can_move, check_number
 
@@ -185,21 +185,23 @@ class DiffusionWorldModel(nn.Module):
         self, segments: Segments[th.Tensor], terminal: Segments[th.Tensor], termination_rate: float
     ) -> th.Tensor:
         """
-        Cross-entropy of the terminations. Terminal transitions are too rare to learn from as they come, so many more
-        of them are shown, and the log-odds are corrected for it: without the extra ones, they would be calibrated
-        (King and Zeng, 2001, "Logistic regression in rare events data").
+        Cross-entropy of the terminations. The classifier is calibrated on the way.
 
         :param segments: Real segments in raw units; their first transition is used
         :param terminal: Additional terminal transitions, segments of horizon 1 in raw units
         :param termination_rate: Share of terminal transitions among all
         :return: Scalar
         """
-        targets = th.cat([segments.terminations[:, 0], terminal.terminations[:, 0]]).float()
-        observations = self.inputs(th.cat([segments.observations[:, :2], terminal.observations]))
+        happened = th.cat([segments.terminations[:, 0], terminal.terminations[:, 0]])
+        raw = th.cat([segments.observations[:, :2], terminal.observations])
+        observations = self.inputs(raw)
         actions = self.action_normalizer(th.cat([segments.actions[:, 0], terminal.actions[:, 0]]))
-        logits = self.networks["termination"](observations[:, 0], actions, observations[:, 1])
-        excess = 1 + len(terminal) / (len(segments) * termination_rate)
-        return F.binary_cross_entropy_with_logits(logits + math.log(excess), targets)
+        classifier = self.networks["termination"]
+        assert isinstance(classifier, TerminationClassifier)
+        log_odds = classifier(observations[:, 0], actions, observations[:, 1])
+        sample = happened, half_of(raw[:, 1]), len(segments), termination_rate
+        classifier.calibrate(log_odds, *sample)
+        return classifier.loss(log_odds, *sample)
 
     def fit(
         self,
@@ -304,7 +306,9 @@ class DiffusionWorldModel(nn.Module):
             return apply_rule(self.termination_fn, states, actions)
         before, after = states[:, :-1], states[:, 1:]
         actions = self.action_normalizer(actions)
-        return self.ema_networks["termination"](self.inputs(before), actions, self.inputs(after)).sigmoid()
+        classifier = self.ema_networks["termination"]
+        assert isinstance(classifier, TerminationClassifier)
+        return classifier.probabilities(self.inputs(before), actions, self.inputs(after))
 
     def on_device(self, segments: Segments[th.Tensor]) -> Segments[th.Tensor]:
         """
