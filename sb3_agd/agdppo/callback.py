@@ -21,7 +21,7 @@ from sb3_agd.checkpoint.resume import check_sees_each_step, discard_stale_replie
 from sb3_agd.world_model import DiffusionWorldModel, Guide
 from sb3_agd.world_model.guides import GUIDES
 from sb3_agd.world_model.termination import TerminationFn
-from sb3_agd.world_model.validation import check_arguments, check_can_move, check_integer, check_number
+from sb3_agd.world_model.validation import check_arguments, check_integer, check_number
 
 # The first fit takes this many times the updates of the later ones
 WARMUP_FITS = 5
@@ -186,8 +186,6 @@ class GuidanceCallback(BaseCallback):
         }
         # The world model checks its own arguments: let it do so now rather than in the middle of training
         check_arguments(self.fixed_settings)
-        if self.guide is not None and n_candidates == 1:
-            check_can_move(n_denoising_steps)
         # A window and the state after it must fit into the ring
         check_integer("buffer_size", buffer_size, horizon + 2)
         self.progress_bar = progress_bar

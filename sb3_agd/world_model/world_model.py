@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch as th
 from torch import nn
-from torch.nn import functional as F
 
 from sb3_agd.world_model.denoisers import DENOISERS, is_autoregressive
 from sb3_agd.world_model.guides import Critic, Guide
@@ -19,7 +18,7 @@ from sb3_agd.world_model.segment_denoiser import Policy, SegmentDenoiser
 from sb3_agd.world_model.segments import Segments, SegmentSource, mask_after_termination
 from sb3_agd.world_model.termination import TerminationClassifier, TerminationFn, apply_rule, half_of
 from sb3_agd.world_model.training import fit, make_optimizer, seeded_global_stream
-from sb3_agd.world_model.validation import check_arguments, check_can_move, check_number
+from sb3_agd.world_model.validation import check_arguments, check_number
 
 # In training, the recurrent denoiser predicts this many steps from its own estimates before it is reset to the true state.
 # With many it learns to correct its own errors, with few to predict the next state and reward
@@ -81,8 +80,8 @@ class DiffusionWorldModel(nn.Module):
         self.ema_decay = ema_decay
         self.termination_fn = termination_fn
         self.sampler, self.schedule = SAMPLERS[sampler]
-        # Lengths of the guide's shifts in the newest imagination, one for each guided step
-        self._shifts: list[th.Tensor] = []
+        # Mean distance of guided segments from unguided ones in the newest imagination
+        self._guidance_distance = th.zeros(())
         self.observation_normalizer = Normalizer(observation_dim)
         self.action_normalizer = Normalizer(action_dim)
         self.reward_normalizer = Normalizer(1)
@@ -115,8 +114,11 @@ class DiffusionWorldModel(nn.Module):
 
     @property
     def guidance_norm(self) -> float:
-        """Mean length of the guide's shifts of a segment in the newest imagination, in standard deviations."""
-        return th.stack(self._shifts).mean().item() if self._shifts else 0.0
+        """
+        Mean distance of the segments of the newest imagination from those that come from the same noise without the guide,
+        in standard deviations.
+        """
+        return self._guidance_distance.item()
 
     def observe(self, observations: th.Tensor, actions: th.Tensor, rewards: th.Tensor, terminations: th.Tensor) -> None:
         """
@@ -255,26 +257,33 @@ class DiffusionWorldModel(nn.Module):
         :param n_candidates: Number of consecutive start states whose segments share the noise of the world. If they are
             copies of one state, their segments differ by their actions only
         :return: Segments in raw units
-        :raises ValueError: If the scale is negative or not finite, a guide has no critic to consult or no denoising step to
-            guide, or the number of start states is no multiple of ``n_candidates``
+        :raises ValueError: If the scale is negative or not finite, a guide has no critic to consult or the number
+            of start states is no multiple of ``n_candidates``
         """
         check_number("guidance_scale", guidance_scale, 0)
         if guide is not None and critic is None:
             raise ValueError("`critic` must be given with a `guide`")
         if n_candidates < 1 or len(observations) % n_candidates > 0:
             raise ValueError(f"`n_candidates` {n_candidates} must divide the number of start states, {len(observations)}")
-        guide = guide if guidance_scale > 0 else None
-        if guide is not None:
-            check_can_move(self.n_denoising_steps)
+        if generator is None:
+            generator = th.Generator(observations.device).manual_seed(int(th.randint(2**62, ())))
 
         def draw(distribution: Callable[..., th.Tensor], *shape: int) -> th.Tensor:
             shape = (len(observations) // n_candidates, *shape)
             return distribution(shape, generator=generator, device=observations.device).repeat_interleave(n_candidates, dim=0)
 
-        denoiser = SegmentDenoiser(self, observations, policy, guide, critic, guidance_scale)
         draw_noise = partial(draw, th.randn, self.horizon, self.observation_dim + 1)
+        before = generator.get_state()
+        denoiser = SegmentDenoiser(self, observations, policy)
         denoised = self.sampler(denoiser, draw_noise(), self.n_denoising_steps, draw_noise)
-        self._shifts = denoiser.shifts
+        self._guidance_distance = denoised.new_zeros(())
+        if guide is not None and guidance_scale > 0:
+            # Once more, from the same noise
+            generator.set_state(before)
+            unguided = denoised
+            denoiser = SegmentDenoiser(self, observations, policy, guide, critic, guidance_scale)
+            denoised = self.sampler(denoiser, draw_noise(), self.n_denoising_steps, draw_noise)
+            self._guidance_distance = (denoised - unguided).flatten(1).norm(dim=1).mean()
         states, actions, rewards = denoiser.finish(denoised)
         terminations = draw(th.rand, self.horizon) < self.termination_probabilities(states, actions)
         return Segments(states, actions, rewards, terminations, mask_after_termination(terminations))
