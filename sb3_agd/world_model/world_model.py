@@ -169,8 +169,11 @@ class DiffusionWorldModel(nn.Module):
         :return: Scalar
         """
         states, actions, data = self._standardise(segments)
-        # More weight on high noise levels, where the states must come from the dynamics alone
-        time = th.rand(len(segments), generator=generator, device=self.device).sqrt()
+        # From the lowest noise level at which the sampler calls the denoiser (of two steps at least) to the highest. The more
+        # steps there are, the more depends on low levels. Uniform in the root
+        lowest = 1 / max(2, self.n_denoising_steps) ** 0.5
+        uniform = th.rand(len(segments), generator=generator, device=self.device)
+        time = (lowest + (1 - lowest) * uniform).square()
         noise = th.randn(data.shape, generator=generator, device=self.device)
         before = self.observation_normalizer.clamp(states[:, :-1])
         denoiser = self.networks["denoiser"]
