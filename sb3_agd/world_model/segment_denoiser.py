@@ -29,6 +29,7 @@ class SegmentDenoiser:
 
     :param model: The world model
     :param start: Start states in raw units, shape (B, observation_dim)
+    :param horizon: Number of transitions
     :param policy: Actions at imagined states
     :param guide: The guide that moves the denoised segments, ``None`` for none
     :param critic: The critic of the guide
@@ -39,6 +40,7 @@ class SegmentDenoiser:
         self,
         model: DiffusionWorldModel,
         start: th.Tensor,
+        horizon: int,
         policy: Policy,
         guide: Guide | None = None,
         critic: Critic | None = None,
@@ -47,6 +49,7 @@ class SegmentDenoiser:
         self.model = model
         self.network = model.ema_networks["denoiser"]
         self.start = start
+        self.horizon = horizon
         self.policy = policy
         self.guide = guide
         self.critic = critic
@@ -55,7 +58,7 @@ class SegmentDenoiser:
         # For all states, computed once
         self.bounds = model.observation_normalizer.bounds
         # Those of the newest pass, in raw units
-        self.actions = start.new_empty(len(start), model.horizon, model.action_dim)
+        self.actions = start.new_empty(len(start), horizon, model.action_dim)
         # The denoised segments of the newest pass
         self.denoised: th.Tensor | None = None
 
@@ -147,7 +150,7 @@ class SegmentDenoiser:
     def _act_everywhere(self) -> None:
         """Ask the policy for all actions at the denoised states of the newest pass."""
         states = self._raw_states(self.denoised)
-        self.actions = self.policy(states[:, :-1], slice(0, self.model.horizon))
+        self.actions = self.policy(states[:, :-1], slice(0, self.horizon))
 
     def _clamp(self, denoised: th.Tensor) -> th.Tensor:
         """
@@ -165,7 +168,7 @@ class SegmentDenoiser:
         :return: States in raw units with the start state first, shape (B, H + 1, observation_dim)
         """
         if denoised is None:
-            return self.start[:, None].expand(-1, self.model.horizon + 1, -1)
+            return self.start[:, None].expand(-1, self.horizon + 1, -1)
         return th.cat([self.start[:, None], self.model.observation_normalizer.inverse(denoised[..., :-1])], dim=1)
 
     def _raw_rewards(self, denoised: th.Tensor) -> th.Tensor:

@@ -15,10 +15,10 @@ from sb3_agd.world_model.guides import Critic, Guide
 from sb3_agd.world_model.normalizer import Normalizer
 from sb3_agd.world_model.samplers import SAMPLERS
 from sb3_agd.world_model.segment_denoiser import Policy, SegmentDenoiser
-from sb3_agd.world_model.segments import Segments, SegmentSource, mask_after_termination
+from sb3_agd.world_model.segments import Segments, SegmentSource, as_tensor, mask_after_termination
 from sb3_agd.world_model.termination import TerminationClassifier, TerminationFn, apply_rule, half_of
 from sb3_agd.world_model.training import fit, make_optimizer, seeded_global_stream
-from sb3_agd.world_model.validation import check_arguments, check_number
+from sb3_agd.world_model.validation import check_arguments, check_integer, check_number
 
 # In training, the recurrent denoiser predicts this many steps from its own estimates before it is reset to the true state.
 # With many it learns to correct its own errors, with few to predict the next state and reward
@@ -236,13 +236,14 @@ class DiffusionWorldModel(nn.Module):
     @th.no_grad()
     def imagine(
         self,
-        observations: th.Tensor,
+        observations: th.Tensor | np.ndarray,
         policy: Policy,
         guide: Guide | None = None,
         critic: Critic | None = None,
         guidance_scale: float = 0.0,
         generator: th.Generator | None = None,
         n_candidates: int = 1,
+        horizon: int | None = None,
     ) -> Segments[th.Tensor]:
         """
         Imagine one segment from each start state by reverse diffusion.
@@ -259,13 +260,15 @@ class DiffusionWorldModel(nn.Module):
         :param generator: Source of all noise
         :param n_candidates: Number of consecutive start states whose segments share the noise of the world. If they are
             copies of one state, their segments differ by their actions only
+        :param horizon: Number of transitions, ``None`` for that of the training. Autoregressive networks imagine any number
         :return: Segments in raw units
-        :raises ValueError: If the scale is negative or not finite, a guide has no critic to consult or the number
-            of start states is no multiple of ``n_candidates``
+        :raises ValueError: If the scale is negative or not finite, a guide has no critic to consult, the start states have a
+            wrong shape, their number is no multiple of ``n_candidates``, or the network cannot imagine this horizon
         """
         check_number("guidance_scale", guidance_scale, 0)
         if guide is not None and critic is None:
             raise ValueError("`critic` must be given with a `guide`")
+        observations, horizon = self._start_states(observations), self._checked_horizon(horizon)
         if n_candidates < 1 or len(observations) % n_candidates > 0:
             raise ValueError(f"`n_candidates` {n_candidates} must divide the number of start states, {len(observations)}")
         if generator is None:
@@ -275,34 +278,75 @@ class DiffusionWorldModel(nn.Module):
             shape = (len(observations) // n_candidates, *shape)
             return distribution(shape, generator=generator, device=observations.device).repeat_interleave(n_candidates, dim=0)
 
-        draw_noise = partial(draw, th.randn, self.horizon, self.observation_dim + 1)
+        draw_noise = partial(draw, th.randn, horizon, self.observation_dim + 1)
         before = generator.get_state()
-        denoiser = SegmentDenoiser(self, observations, policy)
+        denoiser = SegmentDenoiser(self, observations, horizon, policy)
         denoised = self.sampler(denoiser, draw_noise(), self.n_denoising_steps, draw_noise)
         self._guidance_distance = denoised.new_zeros(())
         if guide is not None and guidance_scale > 0:
             # Once more, from the same noise
             generator.set_state(before)
             unguided = denoised
-            denoiser = SegmentDenoiser(self, observations, policy, guide, critic, guidance_scale)
+            denoiser = SegmentDenoiser(self, observations, horizon, policy, guide, critic, guidance_scale)
             denoised = self.sampler(denoiser, draw_noise(), self.n_denoising_steps, draw_noise)
             self._guidance_distance = (denoised - unguided).flatten(1).norm(dim=1).mean()
         states, actions, rewards = denoiser.finish(denoised)
-        terminations = draw(th.rand, self.horizon) < self.termination_probabilities(states, actions)
+        terminations = draw(th.rand, horizon) < self.termination_probabilities(states, actions)
         return Segments(states, actions, rewards, terminations, mask_after_termination(terminations))
 
     def predict(
-        self, observations: th.Tensor, actions: th.Tensor, generator: th.Generator | None = None
+        self,
+        observations: th.Tensor | np.ndarray,
+        actions: th.Tensor | np.ndarray,
+        generator: th.Generator | None = None,
+        n_candidates: int = 1,
     ) -> Segments[th.Tensor]:
         """
-        Imagine what follows given actions.
+        Imagine what follows given actions, for example to plan.
 
         :param observations: Start states in raw units, shape (B, observation_dim)
-        :param actions: In raw units, shape (B, H, action_dim)
+        :param actions: In raw units, shape (B, H, action_dim), with the horizon H, see :meth:`imagine`
         :param generator: Source of all noise
+        :param n_candidates: Number of consecutive segments that share the noise of the world
         :return: Segments in raw units
+        :raises ValueError: If a shape is wrong, or the network cannot imagine this horizon
         """
-        return self.imagine(observations, lambda _, steps: actions[:, steps], generator=generator)
+        given = as_tensor(actions, self.device)
+        if given.dim() != 3 or given.shape != (len(observations), given.shape[1], self.action_dim):
+            raise ValueError(
+                f"`actions` must have the shape ({len(observations)}, horizon, {self.action_dim}), not {tuple(given.shape)}"
+            )
+
+        def policy(_: th.Tensor, steps: slice) -> th.Tensor:
+            return given[:, steps]
+
+        return self.imagine(observations, policy, generator=generator, n_candidates=n_candidates, horizon=given.shape[1])
+
+    def _start_states(self, observations: th.Tensor | np.ndarray) -> th.Tensor:
+        """
+        :param observations: Start states as the user gives them
+        :return: The same as a tensor
+        :raises ValueError: If they have a wrong shape
+        """
+        states = as_tensor(observations, self.device)
+        if states.dim() != 2 or states.shape[1] != self.observation_dim:
+            raise ValueError(f"`observations` must have the shape (B, {self.observation_dim}), not {tuple(states.shape)}")
+        return states
+
+    def _checked_horizon(self, horizon: int | None) -> int:
+        """
+        :param horizon: Number of transitions to imagine, ``None`` for that of the training
+        :return: The number
+        :raises ValueError: If the network cannot imagine so many
+        """
+        if horizon is None:
+            return self.horizon
+        check_integer("horizon", horizon, 1)
+        denoiser = self.networks["denoiser"]
+        if horizon != self.horizon and not is_autoregressive(denoiser):
+            name = type(denoiser).__name__
+            raise ValueError(f"`horizon` must be {self.horizon} with the network {name}, not {horizon}")
+        return int(horizon)
 
     @th.no_grad()
     def termination_probabilities(self, states: th.Tensor, actions: th.Tensor) -> th.Tensor:
