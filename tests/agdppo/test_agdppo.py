@@ -80,14 +80,6 @@ def test_random_seeds_of_sb3_reach_imagination(tmp_path: Path) -> None:
         assert np.array_equal(loaded.imagine(starts).actions, expected) == (seed == 3)
 
 
-def test_guidance_that_cannot_move_states_is_refused_also_where_it_is_given_later() -> None:
-    settings = SMALL | {"guidance_mode": "gradient", "n_denoising_steps": 1}
-    model = AGDPPO("MlpPolicy", ToyEnv(), guidance="none", **settings).learn(64)
-    model.imagine(np.zeros((2, 3)))
-    with pytest.raises(ValueError, match="`n_denoising_steps` must be at least 2"):
-        model.imagine(np.zeros((2, 3)), guidance="sag")
-
-
 def test_a_known_termination_rule_replaces_the_learned_one() -> None:
     seen = []
 
@@ -341,12 +333,6 @@ def test_a_device_without_double_precision_is_refused() -> None:
     model.device = th.device("mps")
     with pytest.raises(ValueError, match='MPS does not have: give `device="cpu"`'):
         Imagination(model, Settings())
-
-
-def test_guidance_that_would_do_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match='`n_denoising_steps` must be at least 2 with `guidance_mode="gradient"`'):
-        AGDPPO("MlpPolicy", "Pendulum-v1", guidance_mode="gradient", n_denoising_steps=1)
-    AGDPPO("MlpPolicy", "Pendulum-v1", guidance_mode="gradient", n_denoising_steps=1, guidance="none")
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
