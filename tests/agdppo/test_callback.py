@@ -99,7 +99,7 @@ def test_a_second_guidance_callback_is_refused() -> None:
         AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(32, GuidanceCallback())
 
 
-def test_schedules_are_followed() -> None:
+def test_schedules_are_evaluated_at_each_rollout() -> None:
     model = AGDPPO(
         "MlpPolicy",
         "Pendulum-v1",
@@ -134,7 +134,7 @@ def test_the_learning_rate_of_the_world_model_may_fall_to_zero() -> None:
     assert model.learn(64).world_model.optimizer.param_groups[0]["lr"] == 0
 
 
-def test_a_ratio_of_less_than_one_row_is_plain_ppo() -> None:
+def test_a_synthetic_ratio_below_one_row_is_ppo() -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"synthetic_ratio": 0.01}).learn(64)
     assert model.rollout_buffer.n_imagined == 0 and model.world_model.n_updates == 0
     callback = GuidanceCallback(synthetic_ratio=0.05, world_model_warmup=0, horizon=4)
@@ -142,7 +142,7 @@ def test_a_ratio_of_less_than_one_row_is_plain_ppo() -> None:
     assert callback.world_model.n_updates == 0
 
 
-def test_a_full_store_is_warm_enough() -> None:
+def test_a_full_replay_buffer_ends_the_warmup() -> None:
     settings = SMALL | {"world_model_warmup": 1000, "buffer_size": 80}
     model = AGDPPO("MlpPolicy", ToyEnv(episode_length=1), **settings).learn(32)
     assert model.world_model.n_updates == 0
@@ -207,7 +207,7 @@ def test_figures_of_imagination_are_not_logged_without_it() -> None:
         assert [f"agd/{figure}" in row for row in recorder.rows if "agd/n_imagined" in row] == [True, False, False, False]
 
 
-def test_tells_when_imagination_begins(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbose_training_prints_when_imagination_begins(capsys: pytest.CaptureFixture[str]) -> None:
     AGDPPO("MlpPolicy", "Pendulum-v1", verbose=1, **SMALL | {"world_model_warmup": 64}).learn(128)
     assert capsys.readouterr().out.count("Imagination begins after 64 steps") == 1
 
@@ -231,7 +231,7 @@ def learn_in_unpredictable_world(n_rollouts: int, **arguments: Any) -> tuple[AGD
     return model, imagined, [str(warning.message) for warning in caught]
 
 
-def test_imagination_that_has_nothing_to_do_with_reality_pauses() -> None:
+def test_imagination_pauses_if_its_advantages_do_not_correlate_with_real_ones() -> None:
     # The first rollout is not tested on: there is no world model yet
     _, imagined, messages = learn_in_unpredictable_world(n_rollouts=24)
     assert [n > 0 for n in imagined] == [True] * 20 + [False] * 4
@@ -239,7 +239,7 @@ def test_imagination_that_has_nothing_to_do_with_reality_pauses() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"min_advantage_correlation": -1}, {"env": "Pendulum-v1"}])
-def test_imagination_goes_on_where_it_is_reliable_or_must_not_pause(arguments: dict[str, Any]) -> None:
+def test_imagination_does_not_pause_if_it_is_reliable_or_pauses_are_off(arguments: dict[str, Any]) -> None:
     _, imagined, messages = learn_in_unpredictable_world(n_rollouts=24, **arguments)
     assert all(n > 0 for n in imagined) and not any("Imagination pauses" in message for message in messages)
 
