@@ -1,7 +1,6 @@
 """From the steps of an SB3 on-policy algorithm to transitions in the replay buffer, in raw units."""
 
 import warnings
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.space_codecs import SpaceCodec
-from sb3_agd.experience.vec_envs import innermost, is_same, same_objects
+from sb3_agd.experience.vec_envs import copied, innermost, is_same, same_objects
 from sb3_agd.experience.vec_normalize import largest_normalized, normalization_statistics, normalizing_wrapper
 
 
@@ -86,10 +85,9 @@ class TransitionRecorder:
         """Copies of the newest observations that ``DummyVecEnv`` and ``VecNormalize`` hold, if there are such."""
         held = [getattr(innermost(self.model.env), "buf_obs", {})]
         normalize = self.model.get_vec_normalize_env()
-        if normalize is not None and hasattr(normalize, "old_obs"):
-            held.append(normalize.get_original_obs())
-        parts = [each.values() if isinstance(each, dict) else [each] for each in held]
-        return [np.array(part) for several in parts for part in several]
+        # Not `get_original_obs`, which fails before the first reset
+        held.append(getattr(normalize, "old_obs", {}))
+        return [np.array(part) for each in held for part in (each.values() if isinstance(each, dict) else [each])]
 
     def _resets(self) -> list[dict]:
         """The ``info`` of each environment's last reset, if it is kept."""
@@ -157,11 +155,25 @@ class TransitionRecorder:
         if len(self.current_observations) > 0:
             self.replay_buffer.add(self.current_observations, actions, rewards, reached, terminations, dones, is_known)
         self.current_observations = following
-        self._seen_observations = [(seen, deepcopy(seen)) for seen in (self.model._last_obs, local_variables["new_obs"])]
-        self._expected_observations = local_variables["new_obs"]
-        self._seen_newest, self._seen_resets = self._newest_observations(), self._resets()
+        self._remember(local_variables["new_obs"])
         self.rewards.append(local_variables["rewards"].astype(np.float32))
         self.cut_off.append(dones & ~terminations)
+
+    def _remember(self, new_observations: Any) -> None:
+        """
+        Keep what shows later whether other code has moved the environments.
+
+        :param new_observations: SB3's observations after the step
+        """
+        before = self.model._last_obs
+        known = [pair for pair in self._seen_observations if pair[0] is before]
+        # The copy of the step before serves this one, too
+        self._seen_observations = [
+            known[-1] if known else (before, copied(before)),
+            (new_observations, copied(new_observations)),
+        ]
+        self._expected_observations = new_observations
+        self._seen_newest, self._seen_resets = self._newest_observations(), self._resets()
 
     def _report_unknown_state(self, index: int, has_others: bool) -> None:
         """

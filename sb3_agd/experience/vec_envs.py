@@ -25,6 +25,16 @@ def same_objects(some: list[Any], others: list[Any]) -> bool:
     return list(map(id, some)) == list(map(id, others))
 
 
+def copied(observations: Any) -> Any:
+    """
+    :param observations: Observations of all environments, or a dictionary of them
+    :return: A copy
+    """
+    if isinstance(observations, dict):
+        return {key: np.array(part) for key, part in observations.items()}
+    return np.array(observations)
+
+
 def is_same(observations: Any, others: Any) -> bool:
     """
     :param observations: Observations of all environments, or a dictionary of them
