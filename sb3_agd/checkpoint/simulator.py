@@ -10,9 +10,10 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 
-from sb3_agd.checkpoint.env_snapshot import Snapshot, env_layers, same_objects, simulators
+from sb3_agd.checkpoint.env_snapshot import Snapshot, env_layers, simulators
 from sb3_agd.checkpoint.random_streams import untouched_global_streams
 from sb3_agd.experience.space_codecs import SpaceCodec
+from sb3_agd.experience.vec_envs import same_objects
 from sb3_agd.world_model import Segments
 
 
