@@ -21,8 +21,16 @@ from sb3_agd.imagination.value_bounds import UNKNOWN_RANGE
 from sb3_agd.world_model import Segments
 
 HORIZON = 4
-SMALL = {"n_steps": 64, "batch_size": 64, "world_model_warmup": 64, "world_model_gradient_steps": 1, "normalize": True}
-SMALL_POLICY = {"policy": "MlpPolicy", "policy_kwargs": {"net_arch": [8]}, "n_epochs": 1}
+SMALL = {
+    "policy": "MlpPolicy",
+    "policy_kwargs": {"net_arch": [8]},
+    "n_epochs": 1,
+    "n_steps": 64,
+    "real_steps_per_update": 64,
+    "batch_size": 64,
+    "world_model_warmup": 64,
+    "world_model_gradient_steps": 1,
+}
 
 
 def make_simulator(task: str) -> SimulatorModel:
@@ -101,10 +109,7 @@ def test_segments_may_start_along_those_of_the_call_before() -> None:
 
 
 def make_agent(task: str, **settings: Any) -> SimulatorAGDPPO:
-    small = {name: value for name, value in SMALL.items() if name != "normalize"}
-    return SimulatorAGDPPO(
-        env=gym.make(task), seed=0, device="cpu", **{**small, **SMALL_POLICY, "synthetic_ratio": 2, **settings}
-    )
+    return SimulatorAGDPPO(env=gym.make(task), seed=0, device="cpu", **{**SMALL, "synthetic_ratio": 2, **settings})
 
 
 @pytest.mark.parametrize("settings", [{}, {"n_streams": 8, "guidance": "none"}])
@@ -161,10 +166,10 @@ def test_nothing_is_earned_after_a_termination_in_a_stream() -> None:
 
 @pytest.fixture
 def small_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ladder, "load_settings", lambda *names: load_settings(*names) | SMALL | SMALL_POLICY)
+    monkeypatch.setattr(ladder, "load_settings", lambda *names: load_settings(*names) | SMALL)
     monkeypatch.setattr(ladder, "RATIO", 2)
-    streams = {name: ladder.Arm(arm.algorithm, min(arm.ratio, 2), arm.settings) for name, arm in ARMS.items()}
-    monkeypatch.setattr(ladder, "ARMS", streams)
+    arms = {name: ladder.Arm(arm.algorithm, min(arm.ratio, 2), arm.settings) for name, arm in ARMS.items()}
+    monkeypatch.setattr(ladder, "ARMS", arms)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
