@@ -45,7 +45,7 @@ CHANGEABLE = (
     "world_model_warmup",
 )
 # Arguments of the world model that have no keyword argument of their own
-WORLD_MODEL_KWARGS = {"network", "network_kwargs", "ema_decay"}
+WORLD_MODEL_KWARGS = {"network", "network_kwargs", "ema_decay", "open_loop_length"}
 
 
 def make_guide(guidance: str | Guide) -> Guide | None:
