@@ -12,9 +12,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_agd.checkpoint.env_snapshot import Snapshot, env_layers, simulators
 from sb3_agd.checkpoint.simulator import Simulator
 from sb3_agd.experience.vec_normalize import without_passive_wrappers
+from sb3_agd.imagination import Critic
 from sb3_agd.imagination.imagination import Imagination
 from sb3_agd.imagination.settings import NO_GUIDANCE, Guidance
-from sb3_agd.world_model import Critic, Segments
+from sb3_agd.world_model import Segments
 
 # The gain of guidance is measured in every so many rollouts, from so many states, with so many segments from each
 PROBE_INTERVAL = 10

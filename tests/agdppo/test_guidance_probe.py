@@ -19,8 +19,8 @@ from sb3_agd import AGDPPO, ExponentialAdvantageGuide
 from sb3_agd.agdppo import guidance_probe
 from sb3_agd.agdppo.guidance_probe import segment_advantages
 from sb3_agd.checkpoint.simulator import Simulator
-from sb3_agd.imagination import NO_GUIDANCE, Guidance, imagination
-from sb3_agd.world_model import Critic, Segments
+from sb3_agd.imagination import NO_GUIDANCE, Critic, Guidance, imagination
+from sb3_agd.world_model import Segments
 
 
 def test_segment_advantage_is_the_return_beyond_the_value_of_the_start() -> None:

@@ -31,6 +31,7 @@ from sb3_agd.diagnostics.evaluator import SAMPLES, Evaluator
 from sb3_agd.diagnostics.report import termination_rates, without_nan
 from sb3_agd.diagnostics.video import find_pose
 from sb3_agd.imagination import NO_GUIDANCE
+from sb3_agd.imagination.segment_errors import segment_errors
 from sb3_agd.world_model import Segments
 from sb3_agd.world_model.segments import mask_after_termination
 
@@ -103,7 +104,7 @@ def test_errors_vanish_if_the_world_model_is_the_environment(hopper: Path) -> No
     outcome = evaluator.evaluate(start_states, NO_GUIDANCE)
     assert th.equal(outcome.imagined.observations, outcome.real.observations)
     assert np.array_equal(outcome.claimed, outcome.replayed)
-    errors = evaluator.imagination.world_model.compare(outcome.imagined, outcome.real)
+    errors = segment_errors(evaluator.imagination.world_model, outcome.imagined, outcome.real)
     assert errors["states"].max() == 0 < errors["persistence"].min()
 
 
