@@ -2,10 +2,9 @@
 Guides: what imagined segments are steered towards.
 
 A guide defines one scalar ``J`` per segment. Guided segments follow the world model's distribution reweighted by
-``exp(scale * J)`` (arXiv 2604.09035). Either one of several candidates is
-drawn, or the world model moves its segments along the gradient of ``J``.
-:func:`select_candidates` is self-normalised importance sampling, exact in the limit of many candidates, and the segments obey
-the dynamics of the world model.
+``exp(scale * J)`` (arXiv 2604.09035). Either one of several candidates is drawn,
+which is self-normalised importance sampling (:func:`select_candidates`), exact in the limit of many candidates. Or the world
+model moves its denoised segments along the gradient of ``J``, as far as it leaves them uncertain.
 """
 
 import math

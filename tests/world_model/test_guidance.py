@@ -180,14 +180,14 @@ def test_guide_sees_denoised_segments_in_raw_units() -> None:
 
     model = exact_model(n_denoising_steps=64)
     start = th.full((50, OBSERVATION_DIM), 7.0)
-    imagined = model.imagine(start, linear_policy, Spy(), linear_critic(), 1e-3, seeded())
+    imagined = model.imagine(start, linear_policy, objective_of(Spy(), linear_critic()), 1e-3, seeded())
     assert len(seen) == 64
     for segments in seen:
         assert th.equal(segments.observations[:, 0], start)
         assert segments.observations.shape == imagined.observations.shape
         assert segments.actions.shape == imagined.actions.shape
         assert segments.rewards.shape == segments.terminations.shape == segments.mask.shape == imagined.rewards.shape
-    # Close to the end of the reverse process the clean estimate hardly differs from the result
+    # Close to the end of the reverse process the denoised segments hardly differs from the result
     assert th.allclose(seen[-1].observations, imagined.observations, atol=0.1)
     assert th.allclose(seen[-1].rewards, imagined.rewards, atol=0.1)
 
@@ -216,7 +216,7 @@ def test_policy_is_asked_at_the_guided_states() -> None:
         return linear_policy(states)
 
     model, asked = exact_model(n_denoising_steps=4), []
-    model.imagine(th.zeros(5, OBSERVATION_DIM), policy, Sum(), linear_critic(), 1.0, seeded())
+    model.imagine(th.zeros(5, OBSERVATION_DIM), policy, objective_of(Sum(), linear_critic()), 1.0, seeded())
     # Four unguided passes, one pass of guidance at the first step, four guided passes, and the states that are returned
     assert len(asked) == 10
     for unguided, guided in zip(asked[1:4], asked[6:9], strict=True):

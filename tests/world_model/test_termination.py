@@ -140,7 +140,7 @@ def test_segments_cut_off_by_the_end_of_the_data_do_not_lower_the_real_rate_of_t
 
 
 def test_first_step_is_compared_if_no_segment_reaches_the_horizon() -> None:
-    errors = fitted(Recording(at_once)).prediction_error(Recording(at_once, seed=5).segments(50), seeded(6))
+    errors = prediction_errors(fitted(Recording(at_once)), Recording(at_once, seed=5).segments(50), seeded(6))
     assert errors["states"][0].isfinite()
     assert errors["imagined_terminations"].isfinite()
     assert errors["real_terminations"] == 1

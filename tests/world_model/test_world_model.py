@@ -70,8 +70,8 @@ def test_start_state_is_returned_untouched_bit_for_bit(guide: Guide) -> None:
 def test_actions_are_those_of_the_policy_at_the_imagined_states() -> None:
     model = exact_model()
     start = th.randn(20, OBSERVATION_DIM, generator=seeded())
-    for guide in (None, SigmoidAdvantageGuide()):
-        imagined = model.imagine(start, linear_policy, objective_of(guide, linear_critic()), 1.0, seeded(1))
+    for objective in (None, objective_of(SigmoidAdvantageGuide(), linear_critic())):
+        imagined = model.imagine(start, linear_policy, objective, 1.0, seeded(1))
         assert th.equal(imagined.actions, linear_policy(imagined.observations[:, :-1]))
 
 
