@@ -145,7 +145,6 @@ class GuidanceCallback(BaseCallback):
         self._is_training = True
         if has_begun:
             imagination.recorder.close_episodes()
-
         if 2 * self._n_real <= self.settings.real_steps_per_update:
             self._log.warn_once(
                 "short rollouts",
