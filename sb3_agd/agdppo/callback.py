@@ -16,7 +16,6 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 from tqdm import tqdm
 
-from sb3_agd.agdppo.guidance_probe import GuidanceProbe
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.checkpoint.resume import check_sees_each_step, discard_stale_replies
 from sb3_agd.imagination.imagination import Imagination
@@ -127,7 +126,6 @@ class GuidanceCallback(BaseCallback):
             self.imagination = Imagination(self.model, self.settings)
         if self.imagination.model is not self.model:
             self.imagination.attach(self.model)
-        self._probe = GuidanceProbe(self.imagination)
 
     def _on_training_start(self) -> None:
         imagination, model = self.imagination, self.model
@@ -160,8 +158,6 @@ class GuidanceCallback(BaseCallback):
     def _on_step(self) -> bool:
         assert self.imagination is not None
         self.imagination.recorder.record(self.locals)
-        if self.settings.guide is not None:
-            self._probe.record()
         return True
 
     def _on_rollout_end(self) -> None:
@@ -176,9 +172,6 @@ class GuidanceCallback(BaseCallback):
             self._test(imagination)
         if self._make_usable(imagination):
             imagination.bound_values(self._buffer, self.locals["values"], self.locals["dones"])
-            with self._timed("imagine"):
-                gains = self._probe.measure(self._guidance(imagination))
-            self._record(gains)
             self._augment(imagination, 0)
         self._log(imagination, self._buffer)
 
