@@ -34,7 +34,7 @@ EPISODES, EPISODE_LENGTH = 100, 200
 FITS = ((3000, 3e-3), (1000, 3e-4))
 N_SEGMENTS = 4096
 SCALES = (0.3, 1.0, 3.0)
-PARTICLES = (1, 4, 16)
+CANDIDATES = (1, 4, 16)
 
 
 @dataclass(frozen=True)
@@ -241,11 +241,11 @@ def imagine(
     return segments.map(lambda array: array[chosen])
 
 
-def measure(task: LinearTask, scales: tuple[float, ...] = SCALES, particles: tuple[int, ...] = PARTICLES) -> Iterator[dict]:
+def measure(task: LinearTask, scales: tuple[float, ...] = SCALES, candidates: tuple[int, ...] = CANDIDATES) -> Iterator[dict]:
     """
     :param task: The task
     :param scales: Strengths of the guidance
-    :param particles: Numbers of candidates
+    :param candidates: Numbers of candidates
     :return: One row per kind of guidance
     """
     generator = th.Generator().manual_seed(0)
@@ -256,7 +256,7 @@ def measure(task: LinearTask, scales: tuple[float, ...] = SCALES, particles: tup
     unit = task.advantages(recording.states[:, :-1], recording.actions).std().item()
     critic = Critic(task.values, lambda rewards: rewards, task.gamma, unit)
     kinds: list[tuple[str, int, float]] = [("none", 1, 0.0)]
-    kinds += [(name, n_candidates, scale) for name in GUIDES for n_candidates in particles for scale in scales]
+    kinds += [(name, n_candidates, scale) for name in GUIDES for n_candidates in candidates for scale in scales]
     for name, n_candidates, scale in kinds:
         guide = None if name == "none" else GUIDES[name]()
         segments = imagine(task, model, starts, guide, critic, scale, n_candidates)
@@ -265,7 +265,7 @@ def measure(task: LinearTask, scales: tuple[float, ...] = SCALES, particles: tup
         yield {
             "noise": task.noise,
             "guidance": name,
-            "particles": n_candidates,
+            "candidates": n_candidates,
             "scale": scale,
             "claimed": critic.advantages(segments).mean().item(),
             "true": task.advantages(states, segments.actions).mean().item() / unit,

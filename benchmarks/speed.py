@@ -54,7 +54,7 @@ WARMUP_STEPS = 2048
 # Updates of the world model that are timed together
 UPDATES = 20
 MATMUL_SIZE = 2048
-STORE_SIZES = (10_000, 1_000_000)
+BUFFER_SIZES = (10_000, 1_000_000)
 # What the methods of an agent's imagination count as
 IMAGINATION_PARTS = {
     "fit": "fit",
@@ -129,30 +129,30 @@ def imagined_per_start(agent: AGDPPO) -> int:
     return settings.horizon * (settings.n_candidates if settings.guidance_mode == "select" else 1)
 
 
-def fit_task(agent: AGDPPO, store: ReplayBuffer) -> Callable[[], Any]:
+def fit_task(agent: AGDPPO, buffer: ReplayBuffer) -> Callable[[], Any]:
     """
     :param agent: The agent
-    :param store: Training data
+    :param buffer: Training data
     :return: What is timed: some updates of its world model
     """
     generator, rng = agent.imagination.generator(0), np.random.default_rng(0)
 
     def fit() -> None:
-        source = ReplaySegmentSource(store, agent.settings.horizon, RECENT, rng)
+        source = ReplaySegmentSource(buffer, agent.settings.horizon, RECENT, rng)
         agent.world_model.fit(source, UPDATES, agent.settings.world_model_batch_size, generator=generator)
 
     return fit
 
 
-def filled_store(n_transitions: int, observation_dim: int, action_dim: int) -> ReplayBuffer:
+def filled_buffer(n_transitions: int, observation_dim: int, action_dim: int) -> ReplayBuffer:
     """
     :param n_transitions: Number of transitions
     :param observation_dim: Length of an observation
     :param action_dim: Length of an action
-    :return: A store with that many transitions, in episodes of 1000
+    :return: A replay buffer with that many transitions, in episodes of 1000
     """
     rng = np.random.default_rng(0)
-    store = ReplayBuffer(max(STORE_SIZES) + 2, 1, observation_dim, action_dim)
+    buffer = ReplayBuffer(max(BUFFER_SIZES) + 2, 1, observation_dim, action_dim)
     observations = rng.normal(size=(1001, 1, observation_dim)).astype(np.float32)
     actions = rng.normal(size=(1000, 1, action_dim)).astype(np.float32)
     never, always = np.zeros(1, dtype=bool), np.ones(1, dtype=bool)
@@ -161,7 +161,7 @@ def filled_store(n_transitions: int, observation_dim: int, action_dim: int) -> R
         last = step == 999
         # Every fifth episode ends in a terminal state, so that the classifier has something to learn
         terminal = always if last and transition % 5000 == 4999 else never
-        store.add(
+        buffer.add(
             observations[step],
             actions[step],
             observations[step, :, 0],
@@ -169,7 +169,7 @@ def filled_store(n_transitions: int, observation_dim: int, action_dim: int) -> R
             terminal,
             always if last else never,
         )
-    return store
+    return buffer
 
 
 def flops(task: Callable[[], Any]) -> int:
@@ -256,7 +256,7 @@ def main() -> None:
     for learner in (agent, baseline, default, paper, default_paper):
         learner.learn(WARMUP_STEPS)
     size = agent.imagination.observation_codec.size, agent.imagination.action_codec.size
-    stores = {n: filled_store(n, *size) for n in STORE_SIZES}
+    buffers = {n: filled_buffer(n, *size) for n in BUFFER_SIZES}
 
     matrix = th.randn(MATMUL_SIZE, MATMUL_SIZE, device=device)
     imaginers = {
@@ -268,17 +268,17 @@ def main() -> None:
     tasks = {
         **{name: imagination_task(imaginer, n) for name, (imaginer, n) in imaginers.items()},
         "matmul": lambda: matrix @ matrix,
-        **{f"fit_{n}": fit_task(agent, store) for n, store in stores.items()},
+        **{f"fit_{n}": fit_task(agent, buffer) for n, buffer in buffers.items()},
     }
     seconds = median_seconds(tasks, arguments.repetitions, device)
     splits = [(training_split(agent, 2), step_seconds(baseline, 2)) for _ in range(arguments.repetitions)]
 
     matmul_rate = 2 * MATMUL_SIZE**3 / seconds["matmul"]
-    small, large = (seconds[f"fit_{n}"] / UPDATES for n in STORE_SIZES)
+    small, large = (seconds[f"fit_{n}"] / UPDATES for n in BUFFER_SIZES)
     rates = {name: n * imagined_per_start(imaginer) / seconds[name] for name, (imaginer, n) in imaginers.items()}
-    store = stores[max(STORE_SIZES)]
-    n_rows = store.position.max() + 1
-    stored_bytes = sum(getattr(store, name)[:, :n_rows].nbytes for name in ARRAYS) / len(store)
+    buffer = buffers[max(BUFFER_SIZES)]
+    n_rows = buffer.position.max() + 1
+    stored_bytes = sum(getattr(buffer, name)[:, :n_rows].nbytes for name in ARRAYS) / len(buffer)
     # The candidates are imagined, and an unguided segment for each group of them
     learned = rates["imagine"] / (agent.settings.n_candidates + 1)
     figures: dict[str, Any] = {
@@ -290,7 +290,7 @@ def main() -> None:
         "imagined transitions per second, SB3's default networks": rates["imagine_default"],
         "ratio to the paper, SB3's default networks": rates["imagine_default"] / rates["imagine_default_paper"],
         "world-model updates per second": 1 / small,
-        "share of the matmul limit, world-model update": flops(tasks[f"fit_{min(STORE_SIZES)}"])
+        "share of the matmul limit, world-model update": flops(tasks[f"fit_{min(BUFFER_SIZES)}"])
         / UPDATES
         / small
         / matmul_rate,

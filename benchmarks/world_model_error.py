@@ -42,9 +42,9 @@ def collect(env_id: str, seed: int) -> tuple[ReplayBuffer, ReplayBuffer]:
     env.action_space.seed(seed)
     assert isinstance(env.action_space, gym.spaces.Box) and env.observation_space.shape is not None
     dims = (env.observation_space.shape[0], env.action_space.shape[0])
-    stores = (ReplayBuffer(2 * N_TURNS * TURN_STEPS, 1, *dims), ReplayBuffer(2 * TURN_STEPS, 1, *dims))
+    buffers = (ReplayBuffer(2 * N_TURNS * TURN_STEPS, 1, *dims), ReplayBuffer(2 * TURN_STEPS, 1, *dims))
     for turn in range(N_TURNS):
-        store = stores[turn == N_TURNS - 1]
+        buffer = buffers[turn == N_TURNS - 1]
         observation, _ = env.reset(seed=seed + turn)
         for step in range(TURN_STEPS):
             action = env.action_space.sample()
@@ -53,9 +53,9 @@ def collect(env_id: str, seed: int) -> tuple[ReplayBuffer, ReplayBuffer]:
             following, reward, terminated, truncated, _ = env.step(action)
             end = terminated or truncated or step == TURN_STEPS - 1
             rows = (np.array([value]) for value in (observation, action, reward, following, terminated, end))
-            store.add(*rows)
+            buffer.add(*rows)
             observation = env.reset()[0] if terminated or truncated else following
-    return stores
+    return buffers
 
 
 def fit_and_test(env_id: str, arguments: argparse.Namespace) -> dict[str, list[float]]:

@@ -1,5 +1,9 @@
 """How Sphinx builds the documentation: ``make docs``."""
 
+from docutils.nodes import document
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+
 from sb3_agd import __version__
 
 project = "sb3_agd"
@@ -18,3 +22,22 @@ autodoc_member_order = "bysource"
 
 html_theme = "furo"
 html_title = f"sb3_agd {release}"
+
+
+def find_by_last_name(app: Sphinx, page: document) -> None:
+    """
+    Let docstrings name classes and functions without their module: ``:class:`Settings```.
+
+    :param app: Sphinx
+    :param page: A page, its references not yet resolved
+    """
+    for reference in page.findall(pending_xref):
+        if reference["refdomain"] == "py":
+            reference["refspecific"] = True
+
+
+def setup(app: Sphinx) -> None:
+    """
+    :param app: Sphinx, which calls this
+    """
+    app.connect("doctree-read", find_by_last_name)

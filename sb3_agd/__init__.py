@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sb3_agd.agdppo import (
     AGDPPO,
@@ -12,8 +13,12 @@ from sb3_agd.world_model import (
     ExponentialAdvantageGuide,
     Guide,
     RewardGuide,
+    Segments,
     SigmoidAdvantageGuide,
 )
+
+if TYPE_CHECKING:
+    from sb3_agd.diagnostics import GuidanceGainCallback, imagination_report
 
 __version__ = Path(__file__).with_name("version.txt").read_text().strip()
 
@@ -24,9 +29,21 @@ __all__ = [
     "DiffusionWorldModel",
     "ExponentialAdvantageGuide",
     "GuidanceCallback",
+    "GuidanceGainCallback",
     "Guide",
     "ResumableCheckpointCallback",
     "RewardGuide",
+    "Segments",
     "SigmoidAdvantageGuide",
     "__version__",
+    "imagination_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Only when they are asked for: reports need the extra `zoo`, for figures
+    if name in ("GuidanceGainCallback", "imagination_report"):
+        from sb3_agd import diagnostics
+
+        return getattr(diagnostics, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

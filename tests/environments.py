@@ -20,6 +20,7 @@ SMALL: dict[str, Any] = {
     "world_model_gradient_steps": 3,
     "world_model_batch_size": 16,
     "world_model_warmup": 0,
+    "real_steps_per_update": 32,
     "world_model_kwargs": {"network_kwargs": {"width": 16, "depth": 1}},
 }
 # One of each kind that can be imagined

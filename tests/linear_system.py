@@ -210,18 +210,24 @@ class ExactDenoiser(nn.Module):
         return (mean + (noisy.double().flatten(1) - alpha * mean) @ gain.T).view_as(noisy).to(noisy)
 
 
-class StandardGaussianDenoiser(nn.Module):
-    """Exact denoiser of segments that are standard Gaussian once standardised, whatever the start and the actions."""
+class GaussianDenoiser(nn.Module):
+    """
+    Exact denoiser of segments whose numbers are independent and Gaussian with mean 0, whatever the start and the actions.
+
+    :param schedule: Noise schedule
+    :param variance: Variance of the standardised numbers
+    """
 
     is_autoregressive = False
 
-    def __init__(self, schedule: Schedule):
+    def __init__(self, schedule: Schedule, variance: float):
         super().__init__()
         self.schedule = schedule
+        self.variance = variance
 
     def forward(self, noisy: th.Tensor, time: th.Tensor, start: th.Tensor, actions: th.Tensor) -> th.Tensor:
         alpha, sigma = self.schedule.coefficients(time[0])
-        return alpha / (alpha**2 + sigma**2) * noisy
+        return alpha * self.variance / (alpha**2 * self.variance + sigma**2) * noisy
 
 
 def exact_model(**changes: Any) -> DiffusionWorldModel:

@@ -527,8 +527,8 @@ def test_value_function_of_the_linear_task_is_the_expected_return() -> None:
 def test_particles_choose_better_actions_and_moved_states_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guidance_on_linear_task, "FITS", ((300, 3e-3), (100, 3e-4)))
     monkeypatch.setattr(guidance_on_linear_task, "N_SEGMENTS", 1024)
-    rows = list(guidance_on_linear_task.measure(LinearTask(noise=0.0), scales=(1.0,), particles=(1, 8)))
-    by_kind = {(row["guidance"], row["particles"]): row for row in rows}
+    rows = list(guidance_on_linear_task.measure(LinearTask(noise=0.0), scales=(1.0,), candidates=(1, 8)))
+    by_kind = {(row["guidance"], row["candidates"]): row for row in rows}
     none = by_kind["none", 1]
     for guidance in ("sag", "eag"):
         moved, chosen = by_kind[guidance, 1], by_kind[guidance, 8]

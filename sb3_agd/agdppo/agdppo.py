@@ -10,8 +10,9 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -159,6 +160,11 @@ class AGDPPO(ResumablePPO):
                 f"`rollout_buffer_class` must be a subclass of AugmentedRolloutBuffer, not {self.rollout_buffer_class}. "
                 "To start from a file of PPO, call `set_parameters(file, exact_match=False)` on a new model"
             )
+        extractor = self.policy_kwargs.get("features_extractor_class", CombinedExtractor)
+        takes_parts = issubclass(self.policy_class, MultiInputActorCriticPolicy) and issubclass(extractor, CombinedExtractor)
+        if takes_parts and not isinstance(self.observation_space, spaces.Dict):
+            kind = type(self.observation_space).__name__
+            raise ValueError(f"You must use `MlpPolicy` when working with a {kind} observation space, not MultiInputPolicy")
         if isinstance(self.observation_space, spaces.Dict) and self.rollout_buffer_class is AugmentedRolloutBuffer:
             self.rollout_buffer_class = AugmentedDictRolloutBuffer
         super()._setup_model()
@@ -173,11 +179,13 @@ class AGDPPO(ResumablePPO):
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         settings = self.settings
         self.imagination.settings.check_successor(settings)
-        guidance_callback = GuidanceCallback(**vars(settings), progress_bar=progress_bar, verbose=self.verbose)
-        guidance_callback.attach(self)
+        bar = ProgressBarCallback() if progress_bar else None
+        guidance_callback = GuidanceCallback(**vars(settings), verbose=self.verbose)
+        guidance_callback.attach(self, bar)
         self._guidance_callback = guidance_callback
         # Before the user's callbacks: a checkpoint holds the step that it was taken at
-        return super()._init_callback(CallbackList([guidance_callback, as_callback(callback)]), progress_bar)
+        callbacks = [guidance_callback, as_callback(callback)]
+        return super()._init_callback(CallbackList(callbacks if bar is None else [*callbacks, bar]))
 
     def train(self) -> None:
         """Update the policy, after a long rollout in several rounds."""

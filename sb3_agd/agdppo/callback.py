@@ -2,21 +2,19 @@
 
 import itertools
 import math
-import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
-from tqdm import tqdm
 
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
+from sb3_agd.agdppo.training_log import TrainingLog
 from sb3_agd.checkpoint.resume import check_sees_each_step, discard_stale_replies
 from sb3_agd.imagination.imagination import Imagination
 from sb3_agd.imagination.settings import Guidance, Settings
@@ -43,9 +41,8 @@ class GuidanceCallback(BaseCallback):
 
     Paper: https://arxiv.org/abs/2604.09035
 
-    All arguments but the last two are the fields of :class:`Settings`, which documents them. They are attributes, too.
+    All arguments but the last one are the fields of :class:`Settings`, which documents them. They are attributes, too.
 
-    :param progress_bar: Show a progress bar while the world model is fitted for the first time
     :param verbose: Verbosity level: 0 for no output, 1 to say when the world model is used for the first time
     :raises ValueError: If an argument is invalid
     """
@@ -70,7 +67,6 @@ class GuidanceCallback(BaseCallback):
         world_model_kwargs: dict[str, Any] | None = Settings.world_model_kwargs,
         termination_fn: TerminationFn | None = Settings.termination_fn,
         real_steps_per_update: int = Settings.real_steps_per_update,
-        progress_bar: bool = False,
         verbose: int = 0,
     ):
         # First of all, while the arguments are the only local variables
@@ -80,24 +76,24 @@ class GuidanceCallback(BaseCallback):
         # Whose attributes the settings are, and whether its updates are divided into rounds: AGDPPO's
         self._owner: Any = self
         self._has_rounds = False
+        self._progress_bar: ProgressBarCallback | None = None
         # As they were at the end of the newest rollout
         self.settings = Settings.of(self)
-        self.progress_bar = progress_bar
         self.imagination: Imagination | None = None
-        self._seconds = {"fit": 0.0, "imagine": 0.0}
-        self._iteration_start = time.perf_counter()
-        self._warned_of: set[str] = set()
+        self._log = TrainingLog()
         # Stays true if training ends with an exception
         self._is_training = False
 
-    def attach(self, model: Any) -> None:
+    def attach(self, model: Any, progress_bar: ProgressBarCallback | None) -> None:
         """
         Work for AGDPPO, by the settings that are its attributes, with the world model and the transitions that it has.
 
         :param model: AGDPPO
+        :param progress_bar: SB3's progress bar, which also shows the progress of the first fit of the world model
         """
         self._owner = model
         self._has_rounds = True
+        self._progress_bar = progress_bar
         self.imagination = model.imagination
 
     @property
@@ -131,13 +127,12 @@ class GuidanceCallback(BaseCallback):
         imagination, model = self.imagination, self.model
         assert imagination is not None
         check_sees_each_step(self)
-        self._iteration_start = time.perf_counter()
-        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        self._log.start()
         # `learn` has reset the environments, or a checkpoint is about to put them back
         has_begun = bool(np.all(model._last_episode_starts)) and not imagination.recorder.has_seen(model._last_obs)
         is_resumed = getattr(model, "run_state", None) is not None
         if self._is_training or not (has_begun or is_resumed or imagination.recorder.knows_environments()):
-            # The last training was interrupted, perhaps in the middle of a step that nobody took note of, or others have
+            # The last training was interrupted, perhaps in the middle of a step that was not recorded, or others have
             # moved the environments since: SB3's last observations may be of another state than they are in
             env = self.training_env
             discard_stale_replies(env)
@@ -148,8 +143,22 @@ class GuidanceCallback(BaseCallback):
         if has_begun:
             imagination.recorder.close_episodes()
 
+        if 2 * self._n_real <= self.settings.real_steps_per_update:
+            self._log.warn_once(
+                "short rollouts",
+                f"Rollouts have {self._n_real} transitions, and imagination takes place once per `real_steps_per_update`, "
+                f"{self.settings.real_steps_per_update}: most policy updates have real transitions only. To change that, "
+                "choose a higher `n_steps` or a lower `real_steps_per_update`",
+            )
+
     def _on_training_end(self) -> None:
         self._is_training = False
+        if not self.world_model.is_trained and self.settings.synthetic_ratio != 0:
+            self._log.warn_once(
+                "warm-up",
+                f"Training ended after {self.num_timesteps} steps, before imagination began (`world_model_warmup`, "
+                f"{self.settings.world_model_warmup}): all policy updates had real transitions only",
+            )
 
     def _on_rollout_start(self) -> None:
         assert self.imagination is not None
@@ -167,13 +176,15 @@ class GuidanceCallback(BaseCallback):
         imagination.settings.check_successor(settings)
         self.settings = settings
         imagination.finish_rollout(self._buffer)
-        # Before it is trained on them
-        if self._n_imagined > 0 and self.world_model.is_trained:
-            self._test(imagination)
-        if self._make_usable(imagination):
-            imagination.bound_values(self._buffer, self.locals["values"], self.locals["dones"])
-            self._augment(imagination, 0)
-        self._log(imagination, self._buffer)
+        if self._is_due:
+            # Before it is trained on them
+            if self._n_imagined > 0 and self.world_model.is_trained:
+                self._test(imagination)
+            if self._make_usable(imagination):
+                imagination.bound_values(self._buffer, self.locals["values"], self.locals["dones"])
+                self._augment(imagination, 0)
+        self._record({"critic_explained_variance": imagination.state.critic_explained_variance})
+        self._log.write(self.logger, self._buffer, not self._is_reliable(imagination))
 
     def further_rounds(self) -> Iterator[int]:
         """
@@ -190,7 +201,7 @@ class GuidanceCallback(BaseCallback):
         """Number of rounds that the algorithm updates the policy in after each rollout."""
         if not self._has_rounds:
             return 1
-        return max(1, round(self._buffer.buffer_size * self._buffer.n_envs / self.settings.real_steps_per_update))
+        return max(1, round(self._n_real / self.settings.real_steps_per_update))
 
     def _begin_round(self, number: int) -> bool:
         """
@@ -226,6 +237,17 @@ class GuidanceCallback(BaseCallback):
         return max(0.0, 1.0 - self.num_timesteps / self.model._total_timesteps)
 
     @property
+    def _n_real(self) -> int:
+        """Number of real transitions of a rollout."""
+        return self._buffer.buffer_size * self._buffer.n_envs
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether another ``real_steps_per_update`` steps are complete: not after each rollout, if they are short."""
+        interval = self.settings.real_steps_per_update
+        return self.num_timesteps // interval > (self.num_timesteps - self._n_real) // interval
+
+    @property
     def _synthetic_ratio(self) -> float:
         """Present number of imagined transitions per real one."""
         return self.settings.synthetic_ratio_at(self._progress_remaining)
@@ -233,7 +255,7 @@ class GuidanceCallback(BaseCallback):
     @property
     def _n_imagined(self) -> int:
         """Number of transitions to imagine in a round: none also if a schedule comes close to 0 without getting there."""
-        return round(self._synthetic_ratio * self._buffer.buffer_size * self._buffer.n_envs / self.n_rounds)
+        return round(self._synthetic_ratio * self._n_real / self.n_rounds)
 
     def _guidance(self, imagination: Imagination) -> Guidance:
         """
@@ -268,9 +290,10 @@ class GuidanceCallback(BaseCallback):
         # Up to rounding errors, the lowest number that is enough
         share = self.settings.real_data_ratio
         n_repeats = max(1, math.ceil(self._synthetic_ratio * share / (1 - share) - 1e-9))
-        with self._timed("imagine"):
+        with self._log.timed("imagine"):
             rows, masked = imagination.imagine_rows(self._guidance(imagination), self._n_imagined)
         self._buffer.augment(rows, imagination.state.rng, n_repeats, number, self.n_rounds)
+        self._log.count(self._buffer.n_imagined)
         self._record({"masked_share": masked})
         if self.settings.guidance_mode == "gradient":
             self._record({"guidance_norm": self.world_model.guidance_norm})
@@ -288,7 +311,7 @@ class GuidanceCallback(BaseCallback):
 
         :param imagination: World model and data
         """
-        with self._timed("imagine"):
+        with self._log.timed("imagine"):
             errors = imagination.test()
         figures = {
             "held_out_error_first": errors["states"][0],
@@ -312,7 +335,7 @@ class GuidanceCallback(BaseCallback):
         correlations = imagination.state.correlations
         if len(correlations) < N_CORRELATIONS or np.mean(correlations) >= self.settings.min_advantage_correlation:
             return True
-        self._warn_once(
+        self._log.warn_once(
             "correlation",
             f"Imagination pauses: in the last {N_CORRELATIONS} rollouts, the correlation of advantages along imagined and "
             f"real segments was {np.mean(correlations):.2f}, below `min_advantage_correlation`. Until it is higher, the "
@@ -320,15 +343,6 @@ class GuidanceCallback(BaseCallback):
             "`world_model_gradient_steps` may help; `synthetic_ratio=0` saves the time for the world model.",
         )
         return False
-
-    def _warn_once(self, kind: str, message: str) -> None:
-        """
-        :param kind: What the warning is about
-        :param message: The warning, shown if it is the first of its kind
-        """
-        if kind not in self._warned_of:
-            warnings.warn(message, stacklevel=2)
-        self._warned_of.add(kind)
 
     def _fit(self, imagination: Imagination) -> bool:
         """
@@ -340,49 +354,34 @@ class GuidanceCallback(BaseCallback):
         settings, first = self.settings, not self.world_model.is_trained
         gradient_steps = settings.world_model_gradient_steps * (WARMUP_FITS if first else 1)
         learning_rate = settings.world_model_learning_rate_at(self._progress_remaining)
-        with (
-            self._timed("fit"),
-            tqdm(desc="World model warm-up", total=gradient_steps, disable=not (first and self.progress_bar)) as bar,
-        ):
+        with self._log.timed("fit"), self._shown_progress(gradient_steps if first else 0) as on_update:
             try:
-                losses = imagination.fit(gradient_steps, settings.world_model_batch_size, learning_rate, bar.update)
+                losses = imagination.fit(gradient_steps, settings.world_model_batch_size, learning_rate, on_update)
             except FloatingPointError as error:
-                self._warn_once("divergence", f"{error}. Its last good weights are restored. {AFTER_DIVERGENCE}")
+                self._log.warn_once("divergence", f"{error}. Its last good weights are restored. {AFTER_DIVERGENCE}")
                 return False
         loss = losses["denoising_loss"]
-        self.logger.record("agd/world_model_loss", loss)
-        self.logger.record("agd/termination_loss", losses["termination_loss"])
+        self._record({"world_model_loss": loss, "termination_loss": losses["termination_loss"]})
         diverged = loss > MAX_LOSS
         if diverged:
-            self._warn_once("loss", f"The world model has diverged: its loss is {loss:.3g}. {AFTER_DIVERGENCE}")
+            self._log.warn_once("loss", f"The world model has diverged: its loss is {loss:.3g}. {AFTER_DIVERGENCE}")
         elif first and self.verbose >= 1:
             print(f"Imagination begins after {self.num_timesteps} steps")
         return not diverged
 
     @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
+    def _shown_progress(self, n_updates: int) -> Iterator[Callable[[], None] | None]:
         """
-        Add the duration of a block to the figure of that name.
+        Show the progress of a fit beside SB3's progress bar.
 
-        :param name: ``"fit"`` or ``"imagine"``
+        :param n_updates: Number of updates, 0 to show nothing
+        :return: To be called after each update
         """
-        start = time.perf_counter()
-        yield
-        self._seconds[name] += time.perf_counter() - start
-
-    def _log(self, imagination: Imagination, buffer: AugmentedRolloutBuffer) -> None:
-        """
-        :param imagination: World model and data
-        :param buffer: The algorithm's rollout buffer
-        """
-        now = time.perf_counter()
-        duration = now - self._iteration_start
-        self._iteration_start = now
-        self.logger.record("agd/n_imagined", buffer.n_imagined)
-        self.logger.record("agd/real_advantage_mean", float(buffer.advantages.mean()))
-        if buffer.imagined is not None and buffer.n_imagined > 0:
-            self.logger.record("agd/imagined_advantage_mean", buffer.imagined.advantages.mean().item())
-        self.logger.record("agd/critic_explained_variance", imagination.state.critic_explained_variance)
-        for name, seconds in self._seconds.items():
-            self.logger.record(f"agd/{name}_time_share", seconds / duration)
-        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        if self._progress_bar is None or n_updates == 0:
+            yield None
+            return
+        bar, numbers = self._progress_bar.pbar, itertools.count(1)
+        try:
+            yield lambda: bar.set_description(f"World model: update {next(numbers)} of {n_updates}")
+        finally:
+            bar.set_description("")

@@ -28,16 +28,6 @@ def env_layers(env: gym.Env) -> list[Any]:
     return [*found, env]
 
 
-def innermost(env: Any) -> Any:
-    """
-    :param env: Vectorised environment, ``None`` for none
-    :return: What its wrappers are around, which need not be a ``VecEnv``: adapters of other packages are wrappers, too
-    """
-    while isinstance(env, VecEnvWrapper):
-        env = env.venv
-    return env
-
-
 def vec_env_layers(env: VecEnv) -> list[Any]:
     """
     :param env: Vectorised environment whose innermost one is a ``DummyVecEnv``
@@ -59,15 +49,6 @@ def simulators(layers: list[Any]) -> list[tuple[Any, Any]]:
     attributes = [vars(layer) for layer in layers]
     # By name, because MuJoCo may not be installed
     return [(own["model"], own["data"]) for own in attributes if type(own.get("data")).__name__ == "MjData" and "model" in own]
-
-
-def same_objects(some: list[Any], others: list[Any]) -> bool:
-    """
-    :param some: Objects
-    :param others: Objects
-    :return: Whether they are identical (``is``), in the same order
-    """
-    return list(map(id, some)) == list(map(id, others))
 
 
 def fixed_points(layers: list[Any]) -> list[Any]:

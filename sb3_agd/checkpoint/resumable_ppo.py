@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import warnings
 from collections.abc import Iterable
 from multiprocessing.connection import wait
 from typing import IO, Any, TypeVar, cast
@@ -14,9 +15,10 @@ from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_agd.checkpoint.env_snapshot import innermost
 from sb3_agd.checkpoint.resume import ResumeCallback, RunState, discard_stale_replies
-from sb3_agd.checkpoint.save_util import FILE_FORMAT, explain_misfit, newer_format, replaced_file
+from sb3_agd.checkpoint.save_util import FILE_FORMAT, explain_misfit, newer_format, replaced_file, statistics_file
+from sb3_agd.experience.vec_envs import innermost
+from sb3_agd.experience.vec_normalize import normalizing_wrapper
 
 SelfResumablePPO = TypeVar("SelfResumablePPO", bound="ResumablePPO")
 
@@ -161,6 +163,17 @@ class ResumablePPO(PPO):
         except Exception as error:  # Damaged and foreign files raise errors of many kinds
             reason = explain_misfit(path, error) if isinstance(path, (str, pathlib.Path)) else str(error)
             raise ValueError(f"{path} cannot be loaded as {cls.__name__}: {reason}") from error
+        if (
+            model.env is not None
+            and model.imagination.state.normalization is not None
+            and normalizing_wrapper(model.env) is None
+        ):
+            file = statistics_file(path) if isinstance(path, (str, pathlib.Path)) else None
+            warnings.warn(
+                "The agent was trained with VecNormalize, and the environment has none: wrap it with `VecNormalize.load` and "
+                f"{file or 'the file that `VecNormalize.save` wrote'}, or observations and rewards have other units",
+                stacklevel=2,
+            )
         return model
 
     def save(

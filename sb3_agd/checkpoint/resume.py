@@ -15,8 +15,9 @@ from stable_baselines3.common.distributions import StateDependentNoiseDistributi
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from sb3_agd.checkpoint.env_snapshot import Snapshot, innermost, vec_env_layers
+from sb3_agd.checkpoint.env_snapshot import Snapshot, vec_env_layers
 from sb3_agd.checkpoint.save_util import save_vec_normalize
+from sb3_agd.experience.vec_envs import innermost
 from sb3_agd.experience.vec_normalize import normalization_statistics
 
 # Noise matrices of gSDE

@@ -1,7 +1,11 @@
 """Files of agents: replaced atomically, and read with clear errors."""
 
+import errno
 import os
 import pickle
+import secrets
+import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,30 +19,50 @@ from stable_baselines3.common.vec_env import VecNormalize
 FILE_FORMAT = 1
 
 
-@contextmanager
-def replaced_file(path: str | Path, suffix: str) -> Iterator[IO[bytes]]:
+def writing_path(path: str | Path, suffix: str) -> Path:
     """
-    Open a file for writing that replaces the one of that name only once it is complete and on the disk. Missing folders are
-    created.
-
-    :param path: Path to the file
+    :param path: Path to a file that is about to be written
     :param suffix: Ending that the name gets if it has none
-    :return: The open file
-    :raises OSError: If it cannot be written, because the disk is full for example; a file that was there is intact then
+    :return: Path that SB3 would write to: beside a folder of that name. The target of a symbolic link, not the link
     """
     target = Path(path)
     if target.suffix == "":
         target = target.with_name(f"{target.name}.{suffix}")
-    # The target of a symbolic link is replaced, not the link
-    target = target.resolve()
-    # Renaming is only atomic within one file system
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    while target.is_dir():
+        warnings.warn(f"Path '{target}' is a folder. Will save instead to {target}_2", stacklevel=2)
+        target = target.with_name(f"{target.name}_2")
+    return target.resolve()
+
+
+@contextmanager
+def replaced_file(path: str | Path, suffix: str) -> Iterator[IO[bytes]]:
+    """
+    Open a file for writing that replaces the one of that name only once it is complete and on the disk. It keeps the mode of
+    that one. Missing folders are created.
+
+    :param path: Path to the file, see :func:`writing_path`
+    :param suffix: Ending that the name gets if it has none
+    :return: The open file
+    :raises OSError: If it cannot be written, because the disk is full for example; a file that was there is intact then
+    """
+    target = writing_path(path, suffix)
+    if target.exists() and not target.is_file():
+        # Pipes and devices are written to
+        with target.open("wb") as file:
+            yield file
+        return
+    # In the same folder, because renaming is only atomic within one file system. The name is short, whatever that of the file
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, temporary)
         temporary.replace(target)
     except OSError as error:
         kept = "; the file that was there is intact" if target.exists() else ""
@@ -58,6 +82,19 @@ def save_vec_normalize(env: VecNormalize, save_path: str | Path) -> None:
     """
     with replaced_file(save_path, suffix="pkl") as file:
         pickle.dump(env, file)
+
+
+def statistics_file(path: str | Path) -> Path | None:
+    """
+    :param path: Path to the file of an agent
+    :return: File of the statistics of its VecNormalize, if there is one where callbacks and RL-Zoo save it
+    """
+    agent = Path(path)
+    # Checkpoint callbacks put the kind of the file before the number of steps
+    name, steps = agent.stem.removesuffix("_steps").rpartition("_")[::2]
+    candidates = [agent.with_name(f"{name}_vecnormalize_{steps}_steps.pkl"), agent.with_name("vecnormalize.pkl")]
+    candidates += sorted(agent.parent.glob("*/vecnormalize.pkl"))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def newer_format(file_format: int) -> str:

@@ -7,9 +7,9 @@ import numpy as np
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 
-from sb3_agd.checkpoint.env_snapshot import innermost, same_objects
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.space_codecs import SpaceCodec
+from sb3_agd.experience.vec_envs import copied, innermost, is_same, same_objects
 from sb3_agd.experience.vec_normalize import largest_normalized, normalization_statistics, normalizing_wrapper
 
 
@@ -43,8 +43,12 @@ class TransitionRecorder:
         # For each step of the newest rollout: rewards in the critic's units, and whether a time limit ended the episodes
         self.rewards: list[np.ndarray] = []
         self.cut_off: list[np.ndarray] = []
-        # SB3's observations before and after the last recorded step, and the ``info`` of each environment's last reset by then
-        self._seen_observations: tuple[Any, ...] = ()
+        # SB3's observations before and after the last recorded step, each with a copy: some wrappers write into them
+        self._seen_observations: list[tuple[Any, Any]] = []
+        # SB3's observations before the next step, unless other code replaces them
+        self._expected_observations: Any = None
+        # What the environments held after the last recorded step: see the two methods
+        self._seen_newest: list[np.ndarray] = []
         self._seen_resets: list[dict] = []
         self._has_warned = False
         # Statistics of VecNormalize, each with a copy from before the newest rollout or reset
@@ -58,17 +62,35 @@ class TransitionRecorder:
     def has_seen(self, observations: Any) -> bool:
         """
         :param observations: SB3's last observations
-        :return: Whether they are the same object that SB3 had before or after the last recorded step, so that nothing was
-            reset since. SB3 keeps those before the step if a callback stopped the training
+        :return: Whether they are, unchanged, the object that SB3 had before or after the last recorded step: it has not
+            got others since, but keeps those before the step if a callback stopped the training
         """
-        return any(observations is seen for seen in self._seen_observations)
+        return any(observations is seen and is_same(observations, before) for seen, before in self._seen_observations)
 
     def knows_environments(self) -> bool:
-        """Whether the environments are still in the states after the last recorded step."""
-        return same_objects(self._resets(), self._seen_resets) and self.has_seen(self.model._last_obs)
+        """
+        Whether the environments are still in the states after the last recorded step, as far as can be known. Resets and steps
+        by other code show in the observations of SB3, of ``VecNormalize`` and of ``DummyVecEnv``, and in the ``info`` objects
+        of resets, which processes send anew with each step. Other vectorised environments may be moved unnoticed.
+        """
+        newest = self._newest_observations()
+        return (
+            any(is_same(self.model._last_obs, before) for _, before in self._seen_observations)
+            and len(newest) == len(self._seen_newest)
+            and all(map(np.array_equal, newest, self._seen_newest))
+            and same_objects(self._resets(), self._seen_resets)
+        )
+
+    def _newest_observations(self) -> list[np.ndarray]:
+        """Copies of the newest observations that ``DummyVecEnv`` and ``VecNormalize`` hold, if there are such."""
+        held = [getattr(innermost(self.model.env), "buf_obs", {})]
+        normalize = self.model.get_vec_normalize_env()
+        # Not `get_original_obs`, which fails before the first reset
+        held.append(getattr(normalize, "old_obs", {}))
+        return [np.array(part) for each in held for part in (each.values() if isinstance(each, dict) else [each])]
 
     def _resets(self) -> list[dict]:
-        """The ``info`` of each environment's last reset, usually a new object after each."""
+        """The ``info`` of each environment's last reset, if it is kept."""
         return list(getattr(innermost(self.model.env), "reset_infos", []))
 
     def keep_statistics(self) -> None:
@@ -80,15 +102,19 @@ class TransitionRecorder:
 
     def start_rollout(self) -> None:
         """
-        Read the states that the environments are in, unless they are known from the last step.
+        Read the states that the environments are in, unless they are known from the last step, or other code has moved the
+        environments without SB3's knowledge: the first transition is left out then.
 
         :raises ValueError: If an observation is not finite
         """
-        if len(self.current_observations) == 0:
-            # If a callback stopped the last training, SB3's observations are those before the last step
+        has_moved = len(self.current_observations) > 0 and not self.knows_environments()
+        if has_moved:
+            self.close_episodes()
+        if len(self.current_observations) == 0 and not (has_moved and self.has_seen(self.model._last_obs)):
             env = normalizing_wrapper(self.model.env)
             observations = self.model._last_obs if env is None else env.get_original_obs()
             self.current_observations = self._checked(self.observation_codec.encode(observations), "observation")
+        self._expected_observations = self.model._last_obs
         self.keep_statistics()
         self.rollout_start = self.replay_buffer.position.copy()
         self.rewards, self.cut_off = [], []
@@ -121,19 +147,33 @@ class TransitionRecorder:
                 reached[index] = self.observation_codec.encode(last)[0]
         if not is_known.all():
             self._report_unknown_state(int(np.argmin(is_known)), has_others=bool(is_known.any()))
-        self.replay_buffer.add(
-            self.current_observations,
-            actions,
-            self._checked(np.array(rewards, dtype=np.float32), "reward"),
-            self._checked(reached, "observation"),
-            terminations,
-            dones,
-            is_known,
-        )
+        rewards = self._checked(np.array(rewards, dtype=np.float32), "reward")
+        reached = self._checked(reached, "observation")
+        if not is_same(self.model._last_obs, self._expected_observations):
+            # Other code has moved the environments since the start of the rollout
+            self.close_episodes()
+        if len(self.current_observations) > 0:
+            self.replay_buffer.add(self.current_observations, actions, rewards, reached, terminations, dones, is_known)
         self.current_observations = following
-        self._seen_observations, self._seen_resets = (self.model._last_obs, local_variables["new_obs"]), self._resets()
+        self._remember(local_variables["new_obs"])
         self.rewards.append(local_variables["rewards"].astype(np.float32))
         self.cut_off.append(dones & ~terminations)
+
+    def _remember(self, new_observations: Any) -> None:
+        """
+        Keep what shows later whether other code has moved the environments.
+
+        :param new_observations: SB3's observations after the step
+        """
+        before = self.model._last_obs
+        known = [pair for pair in self._seen_observations if pair[0] is before]
+        # The copy of the step before serves this one, too
+        self._seen_observations = [
+            known[-1] if known else (before, copied(before)),
+            (new_observations, copied(new_observations)),
+        ]
+        self._expected_observations = new_observations
+        self._seen_newest, self._seen_resets = self._newest_observations(), self._resets()
 
     def _report_unknown_state(self, index: int, has_others: bool) -> None:
         """

@@ -247,7 +247,7 @@ class Imagination:
         assert model._last_obs is not None
         model.policy.set_training_mode(False)
         observations: Any = obs_as_tensor(buffer.observations, model.device)
-        actions = th.as_tensor(buffer.actions, device=model.device)
+        actions = th.as_tensor(buffer.actions, device=model.device).float()
         if isinstance(model.action_space, spaces.Discrete):
             actions = actions.long().flatten()
         values, log_probs, _ = model.policy.evaluate_actions(observations, actions)

@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from sb3_agd.world_model import DiffusionWorldModel, Guide
 from sb3_agd.world_model.guides import GUIDES
 from sb3_agd.world_model.termination import TerminationFn
-from sb3_agd.world_model.validation import check_arguments, check_can_move, check_integer, check_number
+from sb3_agd.world_model.validation import check_arguments, check_integer, check_number
 
 # Raises a ValueError that names the setting: (name, value)
 Check = Callable[[str, Any], None]
@@ -166,8 +166,8 @@ class Settings:
         transitions alone then, as with PPO. With -1 it never pauses
     :param n_denoising_steps: Number of calls of the denoiser per segment. With few, samples are close to the mean of the
         next-state distribution: use more in stochastic environments
-    :param sampler: ``"flow"`` (flow matching, a handful of steps), ``"ddim"`` or ``"ddpm"`` (the paper's, with 128
-        steps)
+    :param sampler: ``"flow"`` (flow matching, a handful of steps), ``"heun"`` (the same with steps of second order),
+        ``"ddim"`` or ``"ddpm"`` (the paper's, with 128 steps)
     :param world_model_gradient_steps: Updates of the world model per policy update (five times as many for the first)
     :param world_model_batch_size: Segments per update of the world model
     :param world_model_learning_rate: Learning rate of the world model. It can be a function of the current progress
@@ -217,8 +217,6 @@ class Settings:
             raise ValueError(f"`world_model_kwargs` may hold {sorted(further)}, not {sorted(unknown)}")
         # The world model checks its own arguments: now rather than in the middle of training
         check_arguments(self.world_model_arguments())
-        if self.guide is not None and self.guidance_mode == "gradient":
-            check_can_move(self.n_denoising_steps)
         # A segment and the state after it must fit into the replay buffer
         check_integer("buffer_size", self.buffer_size, self.horizon + 2)
 

@@ -3,8 +3,9 @@ How a guide acts on imagined segments, so that they follow the distribution rewe
 
 - :func:`select_candidates` draws one of several segments from the same start state. This is self-normalised importance
   sampling, exact in the limit of many candidates. The segments obey the dynamics of the world model.
-- :func:`objective_gradient` is what the denoised sample of each step is moved along. The gradient goes through the critic,
-  not through the denoiser. Where the dynamics are nearly deterministic, such segments violate them.
+- :class:`~sb3_agd.world_model.segment_denoiser.SegmentDenoiser` moves the denoised segments of each step of the sampler
+  along the gradient of ``J``, as far as the world model leaves them uncertain. Given start and actions, the next states of
+  many tasks are certain, and there this does almost nothing.
 """
 
 import math
@@ -36,13 +37,13 @@ def select_candidates(
     return drawn + th.arange(0, len(objectives), n_candidates, device=objectives.device)
 
 
-def objective_gradient(guide: Guide, segments: Segments[th.Tensor], critic: Critic, denoised: th.Tensor) -> th.Tensor:
+def objective_gradient(guide: Guide, segments: Segments[th.Tensor], critic: Critic, noisy: th.Tensor) -> th.Tensor:
     """
     :param guide: The guide
-    :param segments: Segments of a denoised sample, differentiable in it
+    :param segments: Denoised segments, differentiable in the noisy ones
     :param critic: The agent's critic
-    :param denoised: The denoised sample, which requires a gradient
-    :return: Gradient of the guide's objective with respect to the denoised sample, same shape
+    :param noisy: The noisy segments, which require a gradient
+    :return: Gradient of the guide's objective with respect to the noisy segments, same shape
     :raises ValueError: If the objective has a wrong shape or does not depend on the sample
     """
     objective = guide.checked_objective(segments, critic)
@@ -51,5 +52,5 @@ def objective_gradient(guide: Guide, segments: Segments[th.Tensor], critic: Crit
             f"The objective of {type(guide).__name__} depends on neither observations nor rewards, so there is "
             'nothing to move. Select among several segments instead: `guidance_mode="select"`'
         )
-    (gradient,) = th.autograd.grad(objective.sum(), denoised)
+    (gradient,) = th.autograd.grad(objective.sum(), noisy)
     return gradient

@@ -29,17 +29,12 @@ class Schedule(ABC):
         alpha, sigma = (c.view(-1, *[1] * (data.dim() - 1)) for c in self.coefficients(time))
         return alpha * data + sigma * noise
 
-    def guidance_weight(self, time: th.Tensor) -> th.Tensor:
+    @abstractmethod
+    def time_at(self, signal: float) -> float:
         """
-        Variance of standardised data given its noisy version, ``sigma^2 / (alpha^2 + sigma^2)``. With it, guiding by
-        ``c * grad J`` tilts a standard Gaussian by exactly ``exp(c J)`` for every linear ``J``, so that one scale
-        means the same for each schedule and number of steps.
-
-        :param time: Time of the noisy sample
-        :return: Weight of the guidance between 0 and 1
+        :param signal: Ratio ``alpha_t / sigma_t``
+        :return: The time with this ratio
         """
-        alpha, sigma = self.coefficients(time)
-        return sigma**2 / (alpha**2 + sigma**2)
 
 
 class LinearSchedule(Schedule):
@@ -48,9 +43,15 @@ class LinearSchedule(Schedule):
     def coefficients(self, time: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         return 1 - time, time
 
+    def time_at(self, signal: float) -> float:
+        return 1 / (1 + signal)
+
 
 class CosineSchedule(Schedule):
     """``alpha_t = cos(pi t / 2)``, ``sigma_t = sin(pi t / 2)`` (Nichol and Dhariwal, arXiv 2102.09672)."""
 
     def coefficients(self, time: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         return th.cos(0.5 * math.pi * time), th.sin(0.5 * math.pi * time)
+
+    def time_at(self, signal: float) -> float:
+        return 2 / math.pi * math.atan2(1, signal)

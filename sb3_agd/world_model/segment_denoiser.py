@@ -15,6 +15,8 @@ from sb3_agd.world_model.segments import Segments, mask_after_termination
 if TYPE_CHECKING:
     from sb3_agd.world_model.world_model import DiffusionWorldModel
 
+# Lowest ratio of signal and noise at which the derivative of the denoiser is used
+MIN_SIGNAL = 0.25
 # Actions at imagined states, both in raw units: states (B, n, observation_dim), and which n steps of the segment they
 # belong to -> (B, n, action_dim)
 Policy = Callable[[th.Tensor, slice], th.Tensor]
@@ -27,6 +29,7 @@ class SegmentDenoiser:
 
     :param model: The world model
     :param start: Start states in raw units, shape (B, observation_dim)
+    :param horizon: Number of transitions
     :param policy: Actions at imagined states
     :param guide: The guide that moves the denoised segments, ``None`` for none
     :param critic: The critic of the guide
@@ -37,14 +40,16 @@ class SegmentDenoiser:
         self,
         model: DiffusionWorldModel,
         start: th.Tensor,
+        horizon: int,
         policy: Policy,
-        guide: Guide | None,
-        critic: Critic | None,
-        guidance_scale: float,
+        guide: Guide | None = None,
+        critic: Critic | None = None,
+        guidance_scale: float = 0.0,
     ):
         self.model = model
         self.network = model.ema_networks["denoiser"]
         self.start = start
+        self.horizon = horizon
         self.policy = policy
         self.guide = guide
         self.critic = critic
@@ -53,11 +58,9 @@ class SegmentDenoiser:
         # For all states, computed once
         self.bounds = model.observation_normalizer.bounds
         # Those of the newest pass, in raw units
-        self.actions = start.new_empty(len(start), model.horizon, model.action_dim)
+        self.actions = start.new_empty(len(start), horizon, model.action_dim)
         # The denoised segments of the newest pass
         self.denoised: th.Tensor | None = None
-        # Length of the guide's shift at each guided step
-        self.shifts: list[th.Tensor] = []
 
     def __call__(self, noisy: th.Tensor, time: float) -> th.Tensor:
         """
@@ -65,18 +68,58 @@ class SegmentDenoiser:
         :param time: Noise level between 0 and 1
         :return: Denoised next states and rewards, within the observed range plus a margin, same shape
         """
+        guided = self.guide is not None
+        self.denoised = self._guided(noisy, time) if guided else self._denoise(noisy, time)
+        return self.denoised
+
+    def _denoise(self, noisy: th.Tensor, time: float) -> th.Tensor:
+        """:meth:`__call__` without guidance, differentiable in the noisy segments. Actions are constants."""
         times = th.full((len(noisy),), time, device=noisy.device)
         if is_autoregressive(self.network):
             estimate = self.network(noisy, times, self.standardised_start, self._act)
         else:
             self._act_everywhere()
             estimate = self.network(noisy, times, self.standardised_start, self.model.action_normalizer(self.actions))
-        self.denoised = self._clamp(estimate)
-        # Only the network decides about the last step
-        is_last = time * self.model.n_denoising_steps < 1.5
-        if self.guide is not None and not is_last:
-            self.denoised = self._guided(self.denoised, time)
-        return self.denoised
+        return self._clamp(estimate)
+
+    def _guided(self, noisy: th.Tensor, time: float) -> th.Tensor:
+        """
+        The denoised sample is the mean of the data given the noisy sample. If the data are reweighted by
+        ``exp(scale * J)``, this mean moves by ``scale * covariance * grad J`` for linear ``J``, with the covariance of the
+        data given the noisy sample. By Tweedie's formula it is ``sigma^2 / alpha`` times the derivative of the denoised
+        sample with respect to the noisy one, so that the shift is the gradient of ``J`` through the denoiser
+        (arXiv 2209.14687). For Gaussian data, the outcome has the reweighted mean with any sampler.
+
+        :param noisy: Noisy segments
+        :param time: Their noise level
+        :return: Denoised segments, moved by the guide
+        """
+        assert self.guide is not None and self.critic is not None
+        alpha, sigma = self._coefficients(time)
+        denoised: th.Tensor | None = None
+        if alpha < MIN_SIGNAL * sigma:
+            # With so much noise the derivative is tiny, and networks do not learn it. Close to pure noise, the covariance
+            # hardly changes with time
+            denoised = self._denoise(noisy, time)
+            noise = (noisy - alpha * denoised) / sigma
+            time = self.model.schedule.time_at(MIN_SIGNAL)
+            alpha, sigma = self._coefficients(time)
+            noisy = alpha * denoised + sigma * noise
+        with th.enable_grad():
+            leaf = noisy.detach().requires_grad_()
+            estimate = self._denoise(leaf, time)
+            gradient = objective_gradient(self.guide, self._estimated_segments(estimate), self.critic, leaf)
+        denoised = estimate.detach() if denoised is None else denoised
+        # The margin around the observed range also limits the guide
+        return self._clamp(denoised + self.guidance_scale * sigma**2 / alpha * gradient)
+
+    def _coefficients(self, time: float) -> tuple[float, float]:
+        """
+        :param time: Noise level
+        :return: ``alpha_t`` and ``sigma_t``
+        """
+        alpha, sigma = self.model.schedule.coefficients(th.tensor(time, dtype=th.float64))
+        return alpha.item(), sigma.item()
 
     def finish(self, denoised: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
@@ -89,6 +132,7 @@ class SegmentDenoiser:
             self._act_everywhere()
         return self._raw_states(denoised), self.actions, self._raw_rewards(denoised)
 
+    @th.no_grad()
     def _act(self, states: th.Tensor, steps: slice) -> th.Tensor:
         """
         :param states: Standardised states that the network has just predicted, shape (B, n, observation_dim)
@@ -102,28 +146,11 @@ class SegmentDenoiser:
         self.actions[:, steps] = self.policy(raw, steps)
         return self.model.action_normalizer(self.actions[:, steps])
 
+    @th.no_grad()
     def _act_everywhere(self) -> None:
         """Ask the policy for all actions at the denoised states of the newest pass."""
         states = self._raw_states(self.denoised)
-        self.actions = self.policy(states[:, :-1], slice(0, self.model.horizon))
-
-    def _guided(self, denoised: th.Tensor, time: float) -> th.Tensor:
-        """
-        :param denoised: Denoised segments
-        :param time: Noise level of the noisy ones
-        :return: Denoised segments, moved along the gradient of the guide's objective
-        """
-        assert self.guide is not None and self.critic is not None
-        self._act_everywhere()
-        with th.enable_grad():
-            leaf = denoised.detach().requires_grad_()
-            segments = self._estimated_segments(leaf)
-            gradient = objective_gradient(self.guide, segments, self.critic, leaf)
-        weight = self.model.schedule.guidance_weight(th.tensor(time, dtype=th.float64)).item()
-        # The margin around the observed range also limits the guide
-        guided = self._clamp(denoised + self.guidance_scale * weight * gradient)
-        self.shifts.append((guided - denoised).flatten(1).norm(dim=1).mean())
-        return guided
+        self.actions = self.policy(states[:, :-1], slice(0, self.horizon))
 
     def _clamp(self, denoised: th.Tensor) -> th.Tensor:
         """
@@ -141,7 +168,7 @@ class SegmentDenoiser:
         :return: States in raw units with the start state first, shape (B, H + 1, observation_dim)
         """
         if denoised is None:
-            return self.start[:, None].expand(-1, self.model.horizon + 1, -1)
+            return self.start[:, None].expand(-1, self.horizon + 1, -1)
         return th.cat([self.start[:, None], self.model.observation_normalizer.inverse(denoised[..., :-1])], dim=1)
 
     def _raw_rewards(self, denoised: th.Tensor) -> th.Tensor:

@@ -72,3 +72,12 @@ def mask_after_termination(terminations: ArrayT) -> ArrayT:
     :return: ``True`` up to and including the first termination of each row, shape (B, H)
     """
     return terminations.cumsum(1) - 1 * terminations == 0
+
+
+def as_tensor(values: th.Tensor | np.ndarray, device: th.device) -> th.Tensor:
+    """
+    :param values: A tensor, or an array of any type and memory layout
+    :param device: Device
+    :return: The tensor, or a copy of the array in single precision on the device
+    """
+    return values if isinstance(values, th.Tensor) else th.from_numpy(np.array(values, dtype=np.float32, order="C")).to(device)

@@ -6,7 +6,15 @@ from collections.abc import Callable
 import numpy as np
 import torch as th
 from torch import nn
+from torch.nn import functional as F
 
+N_HALVES = 2
+# Change of the offset of the log-odds per update, if terminations come twice as often as in the data: CALIBRATION_SPAN /
+# (number of updates + CALIBRATION_DELAY), but not less than the lowest rate
+CALIBRATION_SPAN = 5.0
+CALIBRATION_DELAY = 100.0
+MIN_CALIBRATION_RATE = 0.002
+MAX_CALIBRATION_STEP = 0.25
 # Terminal transitions: (N, observation_dim), (N, action_dim), (N, observation_dim) -> (N,) boolean, in raw units
 TerminationFn = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -15,33 +23,96 @@ class TerminationClassifier(nn.Module):
     """
     Log-odds that a transition ends the episode in a terminal state. All inputs are standardised.
 
+    Terminal transitions can be so rare that networks memorise them, and new ones are not recognised. To know how often this
+    happens, there are two networks. Each is trained on one half of the terminal transitions and tested on the other, and
+    an offset common to both makes the mean of their probabilities on new transitions the real rate (cross-fitting).
+
     :param observation_dim: Dimension of a state
     :param action_dim: Dimension of an action
     :param width: Units of each of the two hidden layers
     :param prior: Probability that an untrained classifier gives
     """
 
+    offset: th.Tensor
+    n_calibrations: th.Tensor
+
     def __init__(self, observation_dim: int, action_dim: int, width: int = 64, prior: float = 0.01):
         super().__init__()
-        log_odds = nn.Linear(width, 1)
-        nn.init.zeros_(log_odds.weight)
-        nn.init.constant_(log_odds.bias, math.log(prior / (1 - prior)))
-        self.layers = nn.Sequential(
-            nn.Linear(2 * observation_dim + action_dim, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            log_odds,
-        )
+        self.networks = nn.ModuleList()
+        for _ in range(N_HALVES):
+            log_odds = nn.Linear(width, 1)
+            nn.init.zeros_(log_odds.weight)
+            nn.init.constant_(log_odds.bias, math.log(prior / (1 - prior)))
+            first = nn.Linear(2 * observation_dim + action_dim, width)
+            self.networks.append(nn.Sequential(first, nn.SiLU(), nn.Linear(width, width), nn.SiLU(), log_odds))
+        # A network sees only its share of the terminal transitions
+        self.register_buffer("offset", th.tensor(math.log(N_HALVES)))
+        # A float, as all buffers that SB3 saves
+        self.register_buffer("n_calibrations", th.zeros(()))
 
     def forward(self, observations: th.Tensor, actions: th.Tensor, next_observations: th.Tensor) -> th.Tensor:
         """
         :param observations: Shape (..., observation_dim)
         :param actions: Shape (..., action_dim)
         :param next_observations: Shape (..., observation_dim)
-        :return: Log-odds, shape (...)
+        :return: Log-odds of each network without the offset, shape (..., N_HALVES)
         """
-        return self.layers(th.cat([observations, actions, next_observations], dim=-1)).squeeze(-1)
+        inputs = th.cat([observations, actions, next_observations], dim=-1)
+        return th.cat([network(inputs) for network in self.networks], dim=-1)
+
+    def probabilities(self, observations: th.Tensor, actions: th.Tensor, next_observations: th.Tensor) -> th.Tensor:
+        """See :meth:`forward`. :return: Probability that each transition is terminal, shape (...)"""
+        return (self(observations, actions, next_observations) + self.offset).sigmoid().mean(-1)
+
+    def loss(self, log_odds: th.Tensor, terminal: th.Tensor, halves: th.Tensor, n_natural: int, rate: float) -> th.Tensor:
+        """
+        Cross-entropy. Terminal transitions are too rare to learn from as they come, so many more of them are shown, and
+        the log-odds are corrected for it (King and Zeng, 2001, "Logistic regression in rare events data").
+
+        :param log_odds: Shape (N, N_HALVES)
+        :param terminal: Whether each transition is terminal, shape (N,)
+        :param halves: Half that each transition belongs to, shape (N,)
+        :param n_natural: Number of transitions that come as often as they do in the data; additional terminal ones follow
+        :param rate: Share of terminal transitions in the data
+        :return: Scalar
+        """
+        excess = 1 + (len(terminal) - n_natural) / (n_natural * rate)
+        targets = terminal.float()[:, None].expand_as(log_odds)
+        losses = F.binary_cross_entropy_with_logits(log_odds + math.log(excess), targets, reduction="none")
+        return (losses * ~self._held_out(terminal, halves)).mean()
+
+    @th.no_grad()
+    def calibrate(self, log_odds: th.Tensor, terminal: th.Tensor, halves: th.Tensor, n_natural: int, rate: float) -> None:
+        """
+        Move the offset so that terminations of transitions that a network was not trained on come at the real rate. See
+        :meth:`loss` for the arguments.
+        """
+        probabilities = (log_odds + self.offset).sigmoid()
+        held_out = self._held_out(terminal, halves)
+        recognised = (probabilities * held_out).sum() / held_out.sum().clamp(min=1)
+        false_alarms = (probabilities[:n_natural] * ~terminal[:n_natural, None]).mean()
+        surplus = recognised + false_alarms / rate - 1
+        rate_of_change = (CALIBRATION_SPAN / (self.n_calibrations + CALIBRATION_DELAY)).clamp(min=MIN_CALIBRATION_RATE)
+        self.offset -= (rate_of_change * surplus).clamp(-MAX_CALIBRATION_STEP, MAX_CALIBRATION_STEP)
+        self.n_calibrations += 1
+
+    def _held_out(self, terminal: th.Tensor, halves: th.Tensor) -> th.Tensor:
+        """
+        :param terminal: Whether each transition is terminal, shape (N,)
+        :param halves: Half that each transition belongs to, shape (N,)
+        :return: Whether each network is not trained on each transition, shape (N, N_HALVES)
+        """
+        return terminal[:, None] & (halves[:, None] == th.arange(N_HALVES, device=halves.device))
+
+
+def half_of(next_observations: th.Tensor) -> th.Tensor:
+    """
+    :param next_observations: In single precision, shape (N, observation_dim)
+    :return: 0 or 1 by a hash of the numbers, so that a transition and its copies always belong to the same half, shape (N,)
+    """
+    bits = next_observations.float().contiguous().view(th.int32).long()
+    multipliers = 2654435761 * (2 * th.arange(bits.shape[1], device=bits.device) + 1)
+    return (bits * multipliers).sum(1).bitwise_right_shift(29) & 1
 
 
 def apply_rule(rule: TerminationFn, states: th.Tensor, actions: th.Tensor) -> th.Tensor:

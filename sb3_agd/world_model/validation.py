@@ -80,15 +80,3 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     termination_fn = arguments.get("termination_fn")
     if termination_fn is not None and not callable(termination_fn):
         raise ValueError(f"`termination_fn` must be callable, not {termination_fn!r}")
-
-
-def check_can_move(n_denoising_steps: int) -> None:
-    """
-    :param n_denoising_steps: Number of denoising steps
-    :raises ValueError: If there is none in which a guide could move states
-    """
-    if n_denoising_steps == 1:
-        raise ValueError(
-            '`n_denoising_steps` must be at least 2 with `guidance_mode="gradient"`: the guide moves states at each step but '
-            "the last"
-        )

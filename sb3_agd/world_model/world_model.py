@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 import torch as th
 from torch import nn
-from torch.nn import functional as F
 
 from sb3_agd.world_model.denoisers import DENOISERS, is_autoregressive
 from sb3_agd.world_model.guides import Critic, Guide
 from sb3_agd.world_model.normalizer import Normalizer
 from sb3_agd.world_model.samplers import SAMPLERS
 from sb3_agd.world_model.segment_denoiser import Policy, SegmentDenoiser
-from sb3_agd.world_model.segments import Segments, SegmentSource, mask_after_termination
-from sb3_agd.world_model.termination import TerminationClassifier, TerminationFn, apply_rule
+from sb3_agd.world_model.segments import Segments, SegmentSource, as_tensor, mask_after_termination
+from sb3_agd.world_model.termination import TerminationClassifier, TerminationFn, apply_rule, half_of
 from sb3_agd.world_model.training import fit, make_optimizer, seeded_global_stream
-from sb3_agd.world_model.validation import check_arguments, check_can_move, check_number
+from sb3_agd.world_model.validation import check_arguments, check_integer, check_number
 
 # In training, the recurrent denoiser predicts this many steps from its own estimates before it is reset to the true state.
 # With many it learns to correct its own errors, with few to predict the next state and reward
@@ -81,8 +80,8 @@ class DiffusionWorldModel(nn.Module):
         self.ema_decay = ema_decay
         self.termination_fn = termination_fn
         self.sampler, self.schedule = SAMPLERS[sampler]
-        # Lengths of the guide's shifts in the newest imagination, one for each guided step
-        self._shifts: list[th.Tensor] = []
+        # Mean distance of guided segments from unguided ones in the newest imagination
+        self._guidance_distance = th.zeros(())
         self.observation_normalizer = Normalizer(observation_dim)
         self.action_normalizer = Normalizer(action_dim)
         self.reward_normalizer = Normalizer(1)
@@ -115,8 +114,11 @@ class DiffusionWorldModel(nn.Module):
 
     @property
     def guidance_norm(self) -> float:
-        """Mean length of the guide's shifts of a segment in the newest imagination, in standard deviations."""
-        return th.stack(self._shifts).mean().item() if self._shifts else 0.0
+        """
+        Mean distance of the segments of the newest imagination from those that come from the same noise without the guide,
+        in standard deviations.
+        """
+        return self._guidance_distance.item()
 
     def observe(self, observations: th.Tensor, actions: th.Tensor, rewards: th.Tensor, terminations: th.Tensor) -> None:
         """
@@ -167,8 +169,11 @@ class DiffusionWorldModel(nn.Module):
         :return: Scalar
         """
         states, actions, data = self._standardise(segments)
-        # More weight on high noise levels, where the states must come from the dynamics alone
-        time = th.rand(len(segments), generator=generator, device=self.device).sqrt()
+        # From the lowest noise level at which the sampler calls the denoiser (of two steps at least) to the highest. The more
+        # steps there are, the more depends on low levels. Uniform in the root
+        lowest = 1 / max(2, self.n_denoising_steps) ** 0.5
+        uniform = th.rand(len(segments), generator=generator, device=self.device)
+        time = (lowest + (1 - lowest) * uniform).square()
         noise = th.randn(data.shape, generator=generator, device=self.device)
         before = self.observation_normalizer.clamp(states[:, :-1])
         denoiser = self.networks["denoiser"]
@@ -185,21 +190,23 @@ class DiffusionWorldModel(nn.Module):
         self, segments: Segments[th.Tensor], terminal: Segments[th.Tensor], termination_rate: float
     ) -> th.Tensor:
         """
-        Cross-entropy of the terminations. Terminal transitions are too rare to learn from as they come, so many more
-        of them are shown, and the log-odds are corrected for it: without the extra ones, they would be calibrated
-        (King and Zeng, 2001, "Logistic regression in rare events data").
+        Cross-entropy of the terminations. The classifier is calibrated on the way.
 
         :param segments: Real segments in raw units; their first transition is used
         :param terminal: Additional terminal transitions, segments of horizon 1 in raw units
         :param termination_rate: Share of terminal transitions among all
         :return: Scalar
         """
-        targets = th.cat([segments.terminations[:, 0], terminal.terminations[:, 0]]).float()
-        observations = self.inputs(th.cat([segments.observations[:, :2], terminal.observations]))
+        happened = th.cat([segments.terminations[:, 0], terminal.terminations[:, 0]])
+        raw = th.cat([segments.observations[:, :2], terminal.observations])
+        observations = self.inputs(raw)
         actions = self.action_normalizer(th.cat([segments.actions[:, 0], terminal.actions[:, 0]]))
-        logits = self.networks["termination"](observations[:, 0], actions, observations[:, 1])
-        excess = 1 + len(terminal) / (len(segments) * termination_rate)
-        return F.binary_cross_entropy_with_logits(logits + math.log(excess), targets)
+        classifier = self.networks["termination"]
+        assert isinstance(classifier, TerminationClassifier)
+        log_odds = classifier(observations[:, 0], actions, observations[:, 1])
+        sample = happened, half_of(raw[:, 1]), len(segments), termination_rate
+        classifier.calibrate(log_odds, *sample)
+        return classifier.loss(log_odds, *sample)
 
     def fit(
         self,
@@ -229,13 +236,14 @@ class DiffusionWorldModel(nn.Module):
     @th.no_grad()
     def imagine(
         self,
-        observations: th.Tensor,
+        observations: th.Tensor | np.ndarray,
         policy: Policy,
         guide: Guide | None = None,
         critic: Critic | None = None,
         guidance_scale: float = 0.0,
         generator: th.Generator | None = None,
         n_candidates: int = 1,
+        horizon: int | None = None,
     ) -> Segments[th.Tensor]:
         """
         Imagine one segment from each start state by reverse diffusion.
@@ -252,43 +260,93 @@ class DiffusionWorldModel(nn.Module):
         :param generator: Source of all noise
         :param n_candidates: Number of consecutive start states whose segments share the noise of the world. If they are
             copies of one state, their segments differ by their actions only
+        :param horizon: Number of transitions, ``None`` for that of the training. Autoregressive networks imagine any number
         :return: Segments in raw units
-        :raises ValueError: If the scale is negative or not finite, a guide has no critic to consult or no denoising step to
-            guide, or the number of start states is no multiple of ``n_candidates``
+        :raises ValueError: If the scale is negative or not finite, a guide has no critic to consult, the start states have a
+            wrong shape, their number is no multiple of ``n_candidates``, or the network cannot imagine this horizon
         """
         check_number("guidance_scale", guidance_scale, 0)
         if guide is not None and critic is None:
             raise ValueError("`critic` must be given with a `guide`")
+        observations, horizon = self._start_states(observations), self._checked_horizon(horizon)
         if n_candidates < 1 or len(observations) % n_candidates > 0:
             raise ValueError(f"`n_candidates` {n_candidates} must divide the number of start states, {len(observations)}")
-        guide = guide if guidance_scale > 0 else None
-        if guide is not None:
-            check_can_move(self.n_denoising_steps)
+        if generator is None:
+            generator = th.Generator(observations.device).manual_seed(int(th.randint(2**62, ())))
 
         def draw(distribution: Callable[..., th.Tensor], *shape: int) -> th.Tensor:
             shape = (len(observations) // n_candidates, *shape)
             return distribution(shape, generator=generator, device=observations.device).repeat_interleave(n_candidates, dim=0)
 
-        denoiser = SegmentDenoiser(self, observations, policy, guide, critic, guidance_scale)
-        draw_noise = partial(draw, th.randn, self.horizon, self.observation_dim + 1)
+        draw_noise = partial(draw, th.randn, horizon, self.observation_dim + 1)
+        before = generator.get_state()
+        denoiser = SegmentDenoiser(self, observations, horizon, policy)
         denoised = self.sampler(denoiser, draw_noise(), self.n_denoising_steps, draw_noise)
-        self._shifts = denoiser.shifts
+        self._guidance_distance = denoised.new_zeros(())
+        if guide is not None and guidance_scale > 0:
+            # Once more, from the same noise
+            generator.set_state(before)
+            unguided = denoised
+            denoiser = SegmentDenoiser(self, observations, horizon, policy, guide, critic, guidance_scale)
+            denoised = self.sampler(denoiser, draw_noise(), self.n_denoising_steps, draw_noise)
+            self._guidance_distance = (denoised - unguided).flatten(1).norm(dim=1).mean()
         states, actions, rewards = denoiser.finish(denoised)
-        terminations = draw(th.rand, self.horizon) < self.termination_probabilities(states, actions)
+        terminations = draw(th.rand, horizon) < self.termination_probabilities(states, actions)
         return Segments(states, actions, rewards, terminations, mask_after_termination(terminations))
 
     def predict(
-        self, observations: th.Tensor, actions: th.Tensor, generator: th.Generator | None = None
+        self,
+        observations: th.Tensor | np.ndarray,
+        actions: th.Tensor | np.ndarray,
+        generator: th.Generator | None = None,
+        n_candidates: int = 1,
     ) -> Segments[th.Tensor]:
         """
-        Imagine what follows given actions.
+        Imagine what follows given actions, for example to plan.
 
         :param observations: Start states in raw units, shape (B, observation_dim)
-        :param actions: In raw units, shape (B, H, action_dim)
+        :param actions: In raw units, shape (B, H, action_dim), with the horizon H, see :meth:`imagine`
         :param generator: Source of all noise
+        :param n_candidates: Number of consecutive segments that share the noise of the world
         :return: Segments in raw units
+        :raises ValueError: If a shape is wrong, or the network cannot imagine this horizon
         """
-        return self.imagine(observations, lambda _, steps: actions[:, steps], generator=generator)
+        given = as_tensor(actions, self.device)
+        if given.dim() != 3 or given.shape != (len(observations), given.shape[1], self.action_dim):
+            raise ValueError(
+                f"`actions` must have the shape ({len(observations)}, horizon, {self.action_dim}), not {tuple(given.shape)}"
+            )
+
+        def policy(_: th.Tensor, steps: slice) -> th.Tensor:
+            return given[:, steps]
+
+        return self.imagine(observations, policy, generator=generator, n_candidates=n_candidates, horizon=given.shape[1])
+
+    def _start_states(self, observations: th.Tensor | np.ndarray) -> th.Tensor:
+        """
+        :param observations: Start states as the user gives them
+        :return: The same as a tensor
+        :raises ValueError: If they have a wrong shape
+        """
+        states = as_tensor(observations, self.device)
+        if states.dim() != 2 or states.shape[1] != self.observation_dim:
+            raise ValueError(f"`observations` must have the shape (B, {self.observation_dim}), not {tuple(states.shape)}")
+        return states
+
+    def _checked_horizon(self, horizon: int | None) -> int:
+        """
+        :param horizon: Number of transitions to imagine, ``None`` for that of the training
+        :return: The number
+        :raises ValueError: If the network cannot imagine so many
+        """
+        if horizon is None:
+            return self.horizon
+        check_integer("horizon", horizon, 1)
+        denoiser = self.networks["denoiser"]
+        if horizon != self.horizon and not is_autoregressive(denoiser):
+            name = type(denoiser).__name__
+            raise ValueError(f"`horizon` must be {self.horizon} with the network {name}, not {horizon}")
+        return int(horizon)
 
     @th.no_grad()
     def termination_probabilities(self, states: th.Tensor, actions: th.Tensor) -> th.Tensor:
@@ -304,7 +362,9 @@ class DiffusionWorldModel(nn.Module):
             return apply_rule(self.termination_fn, states, actions)
         before, after = states[:, :-1], states[:, 1:]
         actions = self.action_normalizer(actions)
-        return self.ema_networks["termination"](self.inputs(before), actions, self.inputs(after)).sigmoid()
+        classifier = self.ema_networks["termination"]
+        assert isinstance(classifier, TerminationClassifier)
+        return classifier.probabilities(self.inputs(before), actions, self.inputs(after))
 
     def on_device(self, segments: Segments[th.Tensor]) -> Segments[th.Tensor]:
         """

@@ -10,7 +10,8 @@ import torch as th
 from environments import SMALL, ToyEnv
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO, SAC
-from stable_baselines3.common.callbacks import CallbackList, EveryNTimesteps
+from stable_baselines3.common import callbacks
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
@@ -51,10 +52,17 @@ def test_real_rows_are_repeated_until_they_have_their_share(
     assert len(rows.advantages) == 32 * n_repeats + 32 * synthetic_ratio
 
 
+# Without the arguments of PPO
+GUIDANCE = {
+    key: value
+    for key, value in SMALL.items()
+    if key not in ("n_steps", "batch_size", "n_epochs", "policy_kwargs", "device", "seed")
+}
+
+
 @pytest.mark.parametrize("algorithm", [PPO, A2C, TRPO])
 def test_the_callback_works_alone_with_other_on_policy_algorithms(algorithm: Any) -> None:
-    settings = ("n_steps", "batch_size", "n_epochs", "policy_kwargs", "device", "seed")
-    callback = GuidanceCallback(**{key: value for key, value in SMALL.items() if key not in settings})
+    callback = GuidanceCallback(**GUIDANCE)
     model = algorithm("MlpPolicy", "Pendulum-v1", n_steps=32, rollout_buffer_class=AugmentedRolloutBuffer, device="cpu")
     model.learn(128, callback)
     assert callback.world_model.n_updates > 0
@@ -71,14 +79,14 @@ def test_the_callback_refuses_other_algorithms_and_buffers() -> None:
 
 def test_the_callback_goes_on_with_a_model_loaded_from_a_file(tmp_path: Path) -> None:
     settings = {"n_steps": 32, "rollout_buffer_class": AugmentedRolloutBuffer, "device": "cpu"}
-    callback = GuidanceCallback(horizon=4, world_model_warmup=0, world_model_gradient_steps=2)
+    callback = GuidanceCallback(horizon=4, world_model_warmup=0, world_model_gradient_steps=2, real_steps_per_update=32)
     first = A2C("MlpPolicy", "Pendulum-v1", **settings).learn(64, callback)
     first.save(tmp_path / "model")
     n_updates = callback.world_model.n_updates.item()
     second = A2C.load(tmp_path / "model", env=first.env, device="cpu").learn(64, callback)
     assert callback.imagination.model is second
     assert callback.world_model.n_updates == n_updates + 2 * 2
-    # The windows of one run never reach into the other
+    # The segments of one run never reach into the other
     assert len(callback.imagination.replay_buffer) == 128
     steps = callback.imagination.replay_buffer.recent_transitions(1000)[1]
     assert (np.diff(steps) == 2).sum() == 1
@@ -91,7 +99,7 @@ def test_a_second_guidance_callback_is_refused() -> None:
         AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(32, GuidanceCallback())
 
 
-def test_schedules_are_followed() -> None:
+def test_schedules_are_evaluated_at_each_rollout() -> None:
     model = AGDPPO(
         "MlpPolicy",
         "Pendulum-v1",
@@ -126,7 +134,7 @@ def test_the_learning_rate_of_the_world_model_may_fall_to_zero() -> None:
     assert model.learn(64).world_model.optimizer.param_groups[0]["lr"] == 0
 
 
-def test_a_ratio_of_less_than_one_row_is_plain_ppo() -> None:
+def test_a_synthetic_ratio_below_one_row_is_ppo() -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"synthetic_ratio": 0.01}).learn(64)
     assert model.rollout_buffer.n_imagined == 0 and model.world_model.n_updates == 0
     callback = GuidanceCallback(synthetic_ratio=0.05, world_model_warmup=0, horizon=4)
@@ -134,7 +142,7 @@ def test_a_ratio_of_less_than_one_row_is_plain_ppo() -> None:
     assert callback.world_model.n_updates == 0
 
 
-def test_a_full_store_is_warm_enough() -> None:
+def test_a_full_replay_buffer_ends_the_warmup() -> None:
     settings = SMALL | {"world_model_warmup": 1000, "buffer_size": 80}
     model = AGDPPO("MlpPolicy", ToyEnv(episode_length=1), **settings).learn(32)
     assert model.world_model.n_updates == 0
@@ -169,6 +177,8 @@ def test_logs_its_figures(guidance_mode: str) -> None:
         "held_out_error_first",
         "held_out_error",
         "n_imagined",
+        "n_imagined_total",
+        "paused",
         "masked_share",
         "imagined_advantage_mean",
         "real_advantage_mean",
@@ -197,7 +207,7 @@ def test_figures_of_imagination_are_not_logged_without_it() -> None:
         assert [f"agd/{figure}" in row for row in recorder.rows if "agd/n_imagined" in row] == [True, False, False, False]
 
 
-def test_tells_when_imagination_begins(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbose_training_prints_when_imagination_begins(capsys: pytest.CaptureFixture[str]) -> None:
     AGDPPO("MlpPolicy", "Pendulum-v1", verbose=1, **SMALL | {"world_model_warmup": 64}).learn(128)
     assert capsys.readouterr().out.count("Imagination begins after 64 steps") == 1
 
@@ -221,7 +231,7 @@ def learn_in_unpredictable_world(n_rollouts: int, **arguments: Any) -> tuple[AGD
     return model, imagined, [str(warning.message) for warning in caught]
 
 
-def test_imagination_that_has_nothing_to_do_with_reality_pauses() -> None:
+def test_imagination_pauses_if_its_advantages_do_not_correlate_with_real_ones() -> None:
     # The first rollout is not tested on: there is no world model yet
     _, imagined, messages = learn_in_unpredictable_world(n_rollouts=24)
     assert [n > 0 for n in imagined] == [True] * 20 + [False] * 4
@@ -229,7 +239,7 @@ def test_imagination_that_has_nothing_to_do_with_reality_pauses() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"min_advantage_correlation": -1}, {"env": "Pendulum-v1"}])
-def test_imagination_goes_on_where_it_is_reliable_or_must_not_pause(arguments: dict[str, Any]) -> None:
+def test_imagination_does_not_pause_if_it_is_reliable_or_pauses_are_off(arguments: dict[str, Any]) -> None:
     _, imagined, messages = learn_in_unpredictable_world(n_rollouts=24, **arguments)
     assert all(n > 0 for n in imagined) and not any("Imagination pauses" in message for message in messages)
 
@@ -266,3 +276,60 @@ def test_a_pause_changes_nothing_else(tmp_path: Path) -> None:
         parameters.append([parameter.clone() for parameter in agent.policy.parameters()])
         assert (agent.world_model.n_updates > n_updates) == (synthetic_ratio > 0)
     assert all(th.equal(paused, without) for paused, without in zip(*parameters, strict=True))
+
+
+def test_short_rollouts_are_imagined_from_once_per_real_steps_per_update() -> None:
+    callback = GuidanceCallback(**GUIDANCE | {"real_steps_per_update": 20})
+    model = A2C("MlpPolicy", ToyEnv(), n_steps=5, rollout_buffer_class=AugmentedRolloutBuffer, device="cpu", seed=0)
+    imagined = []
+
+    class Watch(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            imagined.append(model.rollout_buffer.n_imagined > 0)
+
+    with pytest.warns(UserWarning, match="Rollouts have 5 transitions.*most policy updates have real transitions only"):
+        model.learn(60, [callback, Watch()])
+    assert imagined == [False, False, False, True] * 3
+    # Five times as many updates at first
+    assert callback.world_model.n_updates == (5 + 1 + 1) * SMALL["world_model_gradient_steps"]
+
+
+def test_long_rollouts_raise_no_warning_of_short_ones() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64)
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_a_training_that_ends_before_imagination_begins_warns_once(verbose: int) -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(), verbose=verbose, **SMALL | {"world_model_warmup": 1000})
+    with pytest.warns(
+        UserWarning, match=r"ended after 64 steps, before imagination began \(`world_model_warmup`, 1000\)"
+    ) as caught:
+        model.learn(64)
+    assert sum("before imagination began" in str(warning.message) for warning in caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AGDPPO("MlpPolicy", ToyEnv(), **SMALL | {"synthetic_ratio": 0}).learn(64)
+
+
+def test_imagined_transitions_of_all_rounds_are_logged() -> None:
+    recorder = KeptLog()
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"n_steps": 96})
+    model.set_logger(Logger(None, [recorder]))
+    model.learn(3 * 96)
+    rows = [row for row in recorder.rows if "agd/n_imagined" in row]
+    # Three rounds of 64 transitions; those after the first are part of the next log
+    assert [row["agd/n_imagined"] for row in rows] == [64, 3 * 64, 3 * 64]
+    assert [row["agd/n_imagined_total"] for row in rows] == [64, 4 * 64, 7 * 64]
+    assert [row["agd/paused"] for row in rows] == [0, 0, 0]
+
+
+def test_the_progress_bar_shows_the_first_fit_of_the_world_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    monkeypatch.setattr(callbacks.tqdm, "set_description", lambda self, text="", **_: shown.append(text))
+    AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(96, progress_bar=True)
+    assert shown == [f"World model: update {number} of 15" for number in range(1, 16)] + [""]

@@ -167,7 +167,7 @@ def assert_has_trained_with_imagination(model: AGDPPO) -> None:
 )
 def test_trains_in_vectorised_environments(make_env: Callable[[], VecEnv]) -> None:
     env = make_env()
-    model = AGDPPO("MlpPolicy", env, **SMALL).learn(200)
+    model = AGDPPO("MlpPolicy", env, **SMALL | {"real_steps_per_update": 64}).learn(200)
     assert model.rollout_buffer.n_imagined == 2 * 32 * 2
     assert all(th.isfinite(value).all() for value in model.policy.parameters())
     env.close()
@@ -263,6 +263,7 @@ def test_settings_changed_between_two_learns_take_effect() -> None:
 @pytest.mark.parametrize("n_steps, batch_size", [(1, 1), (5, 3)])
 def test_tiny_rollouts_train(n_steps: int, batch_size: int) -> None:
     arguments = SMALL | {"n_steps": n_steps, "batch_size": batch_size, "normalize_advantage": n_steps > 1}
+    arguments |= {"real_steps_per_update": n_steps}
     assert_has_trained_with_imagination(AGDPPO("MlpPolicy", ToyEnv(), **arguments).learn(15))
 
 
@@ -270,4 +271,5 @@ def test_logs_to_tensorboard_and_shows_progress(tmp_path: Path, capfd: pytest.Ca
     model = AGDPPO("MlpPolicy", "Pendulum-v1", tensorboard_log=str(tmp_path), **SMALL)
     model.learn(64, progress_bar=True)
     assert list(tmp_path.glob("AGDPPO_1/events*"))
-    assert "World model warm-up" in capfd.readouterr().err
+    # One line, as long as nobody watches it
+    assert capfd.readouterr().out.count("64/64") == 1

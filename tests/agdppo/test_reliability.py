@@ -67,7 +67,7 @@ def test_a_crash_while_saving_statistics_keeps_those_that_were_there(tmp_path: P
     assert (tmp_path / "vecnormalize.pkl").read_bytes() == before
 
 
-def test_a_link_to_a_file_stays_one(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_kept_when_its_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "model.zip").symlink_to(tmp_path / "elsewhere.zip")
     AGDPPO("MlpPolicy", ToyEnv(), **SMALL).save(tmp_path / "model.zip")
     assert (tmp_path / "model.zip").is_symlink()
@@ -152,7 +152,7 @@ def test_the_world_model_of_a_file_cannot_run_code(saved: Path, tmp_path: Path) 
     assert not (tmp_path / "harm").exists()
 
 
-def test_a_file_that_cannot_be_read_is_just_that(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_raises_its_own_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.zip"):
         AGDPPO.load("nowhere.zip")
     (tmp_path / "folder.zip").mkdir()
@@ -363,7 +363,7 @@ def test_ctrl_c_while_environments_are_reset_stores_no_transition_that_never_hap
 
 
 @pytest.mark.parametrize("step", [25, 40, 45])
-def test_the_callback_stores_no_transition_either_that_never_happened(step: int) -> None:
+def test_ctrl_c_with_the_callback_alone_stores_no_transition_that_never_happened(step: int) -> None:
     callback = GuidanceCallback(horizon=4, world_model_warmup=0, world_model_gradient_steps=2)
     env = interrupted_in_a_step(step)
     model = A2C("MlpPolicy", env, n_steps=32, rollout_buffer_class=AugmentedRolloutBuffer, device="cpu")
@@ -406,7 +406,7 @@ def test_ctrl_c_while_other_processes_step_leaves_a_model_that_learns_on() -> No
     assert th.allclose(states[:, 1, 0], states[:, 0, 0] + 0.02 * states[:, 0, 1], atol=1e-6)
 
 
-def test_no_answer_of_an_interrupted_process_is_taken_for_another_one() -> None:
+def test_replies_of_an_interrupted_process_are_discarded() -> None:
     env = SubprocVecEnv([partial(ToyEnv, reward=slow)] * 2)
     actions = np.zeros((2, 2), dtype=np.float32)
     env.reset()
@@ -454,7 +454,7 @@ def test_a_dead_worker_is_named_and_leaves_a_usable_model(tmp_path: Path) -> Non
     assert all(th.isfinite(parameter).all() for parameter in model.policy.parameters())
 
 
-def test_ctrl_c_in_the_midst_of_fitting_leaves_a_usable_world_model() -> None:
+def test_ctrl_c_during_a_fit_leaves_a_usable_world_model() -> None:
     model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64)
     updates = iter(range(100))
 
@@ -530,6 +530,7 @@ def test_random_environments_train_without_errors_and_stay_finite(seed: int) -> 
         "guidance": str(rng.choice(["sag", "eag", "reward", "none"])),
         "guidance_mode": str(rng.choice(["gradient", "select"])),
         "n_candidates": 3,
+        "real_steps_per_update": n_steps * env.num_envs,
         "seed": seed,
     }
     model = AGDPPO("MlpPolicy", env, **SMALL | changes)

@@ -13,7 +13,8 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
+from vector_environments import BareVecEnv
 
 from sb3_agd import (
     AGDPPO,
@@ -228,3 +229,109 @@ def test_agents_with_float_frame_stacks_train() -> None:
     model = AGDPPO("MlpPolicy", ToyEnv(spaces.Box(-1, 1, (4, 5, 5))), **SMALL).learn(64)
     assert model.rollout_buffer.n_imagined > 0
     assert model.imagine(np.zeros((2, 4, 5, 5), dtype=np.float32)).observations.shape == (2, 5, 100)
+
+
+class SameInfo(ToyEnv):
+    """Counts its steps in its observations, and returns one and the same info object at each reset."""
+
+    def __init__(self) -> None:
+        super().__init__(episode_length=50, observe=lambda step: np.full(3, step / 1000, dtype=np.float32))
+        self.info: dict[str, Any] = {}
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        return super().reset(seed=seed, options=options)[0], self.info
+
+
+def make_same_info(kind: str) -> VecEnv:
+    """
+    :param kind: Kind of vectorised environment
+    :return: Two environments
+    """
+    env: VecEnv = BareVecEnv(SameInfo) if "foreign" in kind else DummyVecEnv([SameInfo] * 2)
+    if kind == "processes":
+        env = SubprocVecEnv([SameInfo] * 2, start_method="fork")
+    if "normalised" in kind:
+        env = VecNormalize(env)
+    return VecFrameStack(env, 1) if kind == "stacked" else env
+
+
+class Resetting(BaseCallback):
+    """
+    Resets the environments at the end of each rollout, as some callbacks for evaluation do.
+
+    :param moment: ``"end"`` or ``"start"`` of the rollout
+    :param updates_model: Whether the algorithm gets the new observations
+    """
+
+    def __init__(self, moment: str, updates_model: bool):
+        super().__init__()
+        self.moment = moment
+        self.updates_model = updates_model
+
+    def _reset(self) -> None:
+        observations = self.training_env.reset()
+        if self.updates_model:
+            self.model._last_obs = observations
+            self.model._last_episode_starts = np.ones(self.training_env.num_envs, dtype=bool)
+
+    def _on_rollout_end(self) -> None:
+        if self.moment == "end":
+            self._reset()
+
+    def _on_rollout_start(self) -> None:
+        if self.moment == "start":
+            self._reset()
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def n_false_transitions(model: AGDPPO) -> int:
+    """Number of stored transitions that are not a step forward."""
+    buffer = model.replay_buffer
+    segments = buffer.segments(*buffer.recent_transitions(10_000), horizon=1)
+    steps = (1000 * segments.observations[..., 0]).round()
+    return int((steps[:, 1] - steps[:, 0] != 1).sum())
+
+
+KINDS = ["dummy", "processes", "stacked", "normalised", "normalised foreign", "foreign"]
+
+
+@pytest.mark.parametrize("updates_model", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_false_transition_is_stored_if_a_callback_resets_at_the_end_of_rollouts(kind: str, updates_model: bool) -> None:
+    if kind == "foreign" and not updates_model:
+        pytest.skip("Neither the environments nor the algorithm show that they were reset")
+    model = AGDPPO("MlpPolicy", make_same_info(kind), **SMALL).learn(640, Resetting("end", updates_model))
+    model.env.close()
+    assert n_false_transitions(model) == 0
+    # Otherwise 9 rollouts lack their first step, whose start is unknown. Frame stacks write into the observations of SB3
+    assert len(model.replay_buffer) == (640 if updates_model or kind == "stacked" else 640 - 2 * 9)
+
+
+def test_no_false_transition_is_stored_if_a_callback_resets_at_the_start_of_rollouts() -> None:
+    model = AGDPPO("MlpPolicy", make_same_info("dummy"), **SMALL).learn(640, Resetting("start", updates_model=True))
+    assert n_false_transitions(model) == 0
+    # The first rollout starts with the observations of a reset anyway
+    assert len(model.replay_buffer) == 640 - 2 * 9
+
+
+@pytest.mark.parametrize("n_steps", [1, 30])
+@pytest.mark.parametrize("kind", KINDS[:-1])
+def test_steps_by_hand_between_trainings_leave_no_false_transition(kind: str, n_steps: int) -> None:
+    model = AGDPPO("MlpPolicy", make_same_info(kind), **SMALL).learn(64)
+    for _ in range(n_steps):
+        model.env.step(np.zeros((2, 2), dtype=np.float32))
+    model.learn(64, reset_num_timesteps=False)
+    model.env.close()
+    assert n_false_transitions(model) == 0
+    assert len(model.replay_buffer) == 128
+
+
+def test_environments_that_were_not_moved_are_not_reset() -> None:
+    seen: list[float] = []
+    model = AGDPPO("MlpPolicy", make_same_info("dummy"), **SMALL).learn(64)
+    callback = ConvertCallback(lambda local_variables, _: seen.append(local_variables["new_obs"][0, 0]) or True)
+    model.learn(64, callback, reset_num_timesteps=False)
+    assert seen[0] == pytest.approx(0.033)
+    assert n_false_transitions(model) == 0 and len(model.replay_buffer) == 128

@@ -8,12 +8,11 @@ from sb3_agd.world_model.schedules import CosineSchedule, LinearSchedule, Schedu
 each_schedule = pytest.mark.parametrize("schedule", [LinearSchedule(), CosineSchedule()], ids=["linear", "cosine"])
 
 
+@pytest.mark.parametrize("signal", [0.1, 1.0, 7.0])
 @each_schedule
-def test_guidance_weight_is_the_posterior_variance_of_standard_gaussian_data(schedule: Schedule) -> None:
-    time = th.linspace(0, 1, 11, dtype=th.float64)
-    alpha, sigma = schedule.coefficients(time)
-    # Conditional variance of x0 given x_t: 1 - cov(x0, x_t)^2 / var(x_t)
-    assert th.allclose(schedule.guidance_weight(time), 1 - alpha**2 / (alpha**2 + sigma**2))
+def test_time_is_found_by_the_ratio_of_signal_and_noise(schedule: Schedule, signal: float) -> None:
+    alpha, sigma = schedule.coefficients(th.tensor(schedule.time_at(signal)))
+    assert (alpha / sigma).item() == pytest.approx(signal, rel=1e-5)
 
 
 @each_schedule

@@ -67,16 +67,17 @@ def test_terminations_are_imagined_where_the_real_rule_ends_the_episode() -> Non
 
 class FewFalls:
     """
-    Transitions of 17 dimensions, one in 44 terminal by the first one.
+    Transitions of 17 dimensions that are terminal where the first one is beyond a limit.
 
     :param n_transitions: Number of transitions
     :param seed: Seed
+    :param limit: The limit; by default, one in 44 is terminal
     """
 
-    def __init__(self, n_transitions: int, seed: int):
+    def __init__(self, n_transitions: int, seed: int, limit: float = 2.0):
         self.generator = seeded(seed)
         self.states = th.randn(n_transitions, 2, 17, generator=self.generator)
-        self.terminations = self.states[:, 1:, 0] > 2
+        self.terminations = self.states[:, 1:, 0] > limit
         self.terminal = self.terminations.flatten().nonzero().flatten()
         self.termination_rate = len(self.terminal) / n_transitions
 
@@ -92,18 +93,34 @@ class FewFalls:
         return self._segments(self.terminal[drawn])
 
 
-def test_few_terminal_transitions_are_not_memorised() -> None:
-    """Cross-entropy on new transitions: worse than that of the mere rate if they are."""
-    known, new = FewFalls(2_000, seed=0), FewFalls(20_000, seed=1)
+def predicted_falls(known: FewFalls, new: FewFalls, gradient_steps: int) -> th.Tensor:
+    """Probabilities of new transitions after training on known ones, shape (N, 1)."""
     model = DiffusionWorldModel(17, 1, horizon=1, network_kwargs={"width": 16, "depth": 1}, seed=0)
     actions = th.zeros(len(known.states), 1)
     model.observe(known.states[:, 1], actions, actions.flatten(), known.terminations.flatten())
-    model.fit(known, 1_000, 128, generator=seeded())
-    probabilities = model.termination_probabilities(new.states, th.zeros(len(new.states), 1, 1))
+    model.fit(known, gradient_steps, 128, generator=seeded())
+    return model.termination_probabilities(new.states, th.zeros(len(new.states), 1, 1))
+
+
+def test_few_terminal_transitions_are_not_memorised() -> None:
+    """Cross-entropy on new transitions: worse than that of the mere rate if they are."""
+    known, new = FewFalls(2_000, seed=0), FewFalls(20_000, seed=1)
+    probabilities = predicted_falls(known, new, 1_000)
     targets = new.terminations.float()
     mere_rate = th.full_like(targets, targets.mean().item())
     cross_entropy = nn.functional.binary_cross_entropy
     assert cross_entropy(probabilities, targets) < 0.8 * cross_entropy(mere_rate, targets)
+
+
+@pytest.mark.parametrize("n_terminal, factor", [(20, 2), (1, 3)])
+def test_rare_terminations_of_new_transitions_are_predicted_at_the_real_rate(n_terminal: int, factor: float) -> None:
+    known, new = FewFalls(100_000, seed=0, limit=3.54), FewFalls(100_000, seed=1, limit=3.54)
+    known.terminations[known.terminal[n_terminal:]] = False
+    known.states[known.terminal[n_terminal:], 1, 0] = 0.0
+    known.terminal = known.terminal[:n_terminal]
+    known.termination_rate = len(known.terminal) / len(known.states)
+    rate = predicted_falls(known, new, 800).mean().item()
+    assert known.termination_rate / factor < rate < factor * known.termination_rate
 
 
 def test_prediction_error_compares_the_rates_of_termination() -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch as th
 from linear_system import (
+    ACTION_DIM,
     HORIZON,
     OBSERVATION_DIM,
+    GaussianDenoiser,
     Recording,
     assert_equal,
     by_chance,
@@ -56,11 +58,11 @@ def test_fit_reports_losses_that_fall() -> None:
 
 def test_fit_takes_a_new_learning_rate() -> None:
     model, source = make_model(), Recording(by_chance)
-    before = {name: value.clone() for name, value in model.networks.state_dict().items()}
+    before = {name: value.clone() for name, value in model.networks.named_parameters()}
     model.fit(source, 1, 8, learning_rate=0.0, generator=seeded())
-    assert all(th.equal(value, before[name]) for name, value in model.networks.state_dict().items())
+    assert all(th.equal(value, before[name]) for name, value in model.networks.named_parameters())
     model.fit(source, 1, 8, learning_rate=1e-2, generator=seeded())
-    assert not all(th.equal(value, before[name]) for name, value in model.networks.state_dict().items())
+    assert not all(th.equal(value, before[name]) for name, value in model.networks.named_parameters())
 
 
 def test_fit_of_no_updates_changes_nothing() -> None:
@@ -130,8 +132,8 @@ def test_masked_steps_do_not_change_the_loss() -> None:
     assert losses[0] == pytest.approx(losses[1])
 
 
-def test_high_noise_levels_are_learned_more_often_than_low_ones() -> None:
-    """As the square root of a uniform number: at high levels the states must come from the dynamics alone."""
+@pytest.mark.parametrize("n_steps", [1, 2, 16])
+def test_noise_levels_in_training_are_those_of_the_sampler(n_steps: int) -> None:
     levels = []
 
     class Listening(ResidualMLPDenoiser):
@@ -139,11 +141,51 @@ def test_high_noise_levels_are_learned_more_often_than_low_ones() -> None:
             levels.append(time)
             return super().forward(noisy, time, *rest)
 
-    fitted(Recording(), 50, network=Listening)
-    drawn = th.cat(levels).sort().values
-    assert len(drawn) == 50 * 64
+    fitted(Recording(), 30, network=Listening, n_denoising_steps=n_steps)
+    roots = th.cat(levels).sqrt().sort().values
+    lowest = {1: 0.5, 2: 0.5, 16: 1 / 16}[n_steps] ** 0.5
+    uniform = (roots - lowest) / (1 - lowest)
+    assert uniform.min() > -1e-6 and uniform.max() <= 1
     # The largest distance of the two distribution functions is beyond this with a probability of 1e-5
-    assert (drawn.square() - (th.arange(len(drawn)) + 0.5) / len(drawn)).abs().max() < 2.5 / len(drawn) ** 0.5
+    expected = (th.arange(len(uniform)) + 0.5) / len(uniform)
+    assert (uniform - expected).abs().max() < 2.5 / len(uniform) ** 0.5
+
+
+class WhiteNoise:
+    """Segments of one transition to a state that is the start state plus Gaussian noise, and a reward that is noise."""
+
+    termination_rate = 0.0
+    variance = 0.3
+
+    def __init__(self) -> None:
+        self.generator = seeded()
+
+    def segments(self, n_segments: int) -> Segments:
+        def noise(*shape: int) -> th.Tensor:
+            return th.randn(n_segments, *shape, generator=self.generator)
+
+        start = noise(1, OBSERVATION_DIM)
+        following = (1 - self.variance) ** 0.5 * start + self.variance**0.5 * noise(1, OBSERVATION_DIM)
+        never = th.zeros(n_segments, 1, dtype=th.bool)
+        return Segments(th.cat([start, following], dim=1), noise(1, ACTION_DIM), noise(1), never, ~never)
+
+    def every_transition(self) -> Segments:
+        return self.segments(5_000)
+
+
+@pytest.mark.parametrize("sampler, n_steps", [("ddpm", 128), ("flow", 16)])
+def test_many_steps_do_not_shrink_the_variance(sampler: str, n_steps: int) -> None:
+    """The variance of imagined states is compared with what the sampler makes of the exact denoiser."""
+    settings = {"horizon": 1, "sampler": sampler, "n_denoising_steps": n_steps, "learning_rate": 3e-3}
+    model, source = make_model(network_kwargs={"width": 32}, **settings), WhiteNoise()
+    observe(model, source.every_transition())
+    model.fit(source, 1_000, batch_size=128, generator=seeded())
+    start, policy = th.zeros(2_000, OBSERVATION_DIM), lambda states, _: states[..., :ACTION_DIM]
+    imagined = model.imagine(start, policy, generator=seeded())
+    model.ema_networks["denoiser"] = GaussianDenoiser(model.schedule, WhiteNoise.variance)
+    exact = model.imagine(start, policy, generator=seeded())
+    ratio = imagined.observations[:, 1].var(0).mean() / exact.observations[:, 1].var(0).mean()
+    assert 0.85 < ratio < 1.25
 
 
 def test_gradients_of_the_world_model_are_clipped() -> None:

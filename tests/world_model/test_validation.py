@@ -60,14 +60,6 @@ def test_bad_guidance_scale_is_refused_by_name(scale: float) -> None:
         make_model().imagine(th.zeros(2, OBSERVATION_DIM), linear_policy, RewardGuide(), linear_critic(), scale, seeded())
 
 
-def test_a_guide_without_a_denoising_step_to_guide_is_refused() -> None:
-    model = make_model(n_denoising_steps=1)
-    with pytest.raises(ValueError, match="`n_denoising_steps` must be at least 2"):
-        model.imagine(th.zeros(2, OBSERVATION_DIM), linear_policy, RewardGuide(), linear_critic(), 1.0, seeded())
-    # Nothing is to be moved
-    model.imagine(th.zeros(2, OBSERVATION_DIM), linear_policy, RewardGuide(), linear_critic(), 0.0, seeded())
-
-
 def test_guide_without_a_critic_is_refused() -> None:
     with pytest.raises(ValueError, match="`critic`"):
         make_model().imagine(th.zeros(2, OBSERVATION_DIM), linear_policy, RewardGuide(), None, 1.0, seeded())

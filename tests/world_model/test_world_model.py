@@ -257,3 +257,52 @@ def test_world_model_works_without_the_agent_and_its_libraries() -> None:
     assert any(line.startswith("import torch") for line in imports)
     for foreign in ("stable_baselines3", "gymnasium", "sb3_contrib", "agdppo"):
         assert not any(foreign in line for line in imports)
+
+
+def test_arrays_of_any_layout_are_imagined_from() -> None:
+    model = fitted(Recording())
+    array = np.random.default_rng(0).normal(size=(6, OBSERVATION_DIM)).astype(np.float32)
+    expected = model.imagine(th.from_numpy(array), linear_policy, generator=seeded())
+    read_only = array.copy()
+    read_only.setflags(write=False)
+    reversed_twice = array[::-1].copy()[::-1]
+    for layout in (array, array.astype(np.float64), read_only, reversed_twice, np.asfortranarray(array)):
+        assert_equal(model.imagine(layout, linear_policy, generator=seeded()), expected)
+    actions = np.zeros((6, HORIZON, ACTION_DIM))
+    expected = model.predict(th.from_numpy(array), th.from_numpy(actions).float(), seeded())
+    assert_equal(model.predict(reversed_twice, actions[::-1], seeded()), expected)
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 7])
+def test_autoregressive_networks_imagine_segments_of_any_length(horizon: int) -> None:
+    source = Recording()
+    model = fitted(source, 300)
+    start = source.every_transition().observations[:100, 0]
+    imagined = model.imagine(start, linear_policy, generator=seeded(), horizon=horizon)
+    assert imagined.observations.shape == (100, horizon + 1, OBSERVATION_DIM)
+    assert imagined.rewards.shape == imagined.mask.shape == (100, horizon)
+    assert th.equal(imagined.actions, linear_policy(imagined.observations[:, :-1]))
+    actions = th.zeros(100, horizon, ACTION_DIM)
+    predicted = model.predict(start, actions, seeded())
+    true_states = roll_out(start, actions, th.zeros(100, horizon, OBSERVATION_DIM + 1))[..., :-1]
+    assert (predicted.observations[:, 1:] - true_states).square().mean().sqrt() < 0.3
+
+
+def test_networks_of_a_fixed_horizon_refuse_another_one_by_name() -> None:
+    model = make_model(network="mlp")
+    with pytest.raises(ValueError, match="`horizon` must be 3 with the network ResidualMLPDenoiser, not 4"):
+        model.imagine(th.zeros(2, OBSERVATION_DIM), linear_policy, horizon=4)
+    with pytest.raises(ValueError, match="`horizon` must be an integer of at least 1"):
+        make_model().imagine(th.zeros(2, OBSERVATION_DIM), linear_policy, horizon=0)
+
+
+@pytest.mark.parametrize("shape", [(OBSERVATION_DIM,), (4, OBSERVATION_DIM + 1), (2, 3, OBSERVATION_DIM)])
+def test_start_states_of_a_wrong_shape_are_refused_by_name(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"`observations` must have the shape \(B, 2\), not"):
+        make_model().imagine(np.zeros(shape), linear_policy)
+
+
+@pytest.mark.parametrize("shape", [(4, HORIZON), (3, HORIZON, ACTION_DIM), (4, HORIZON, ACTION_DIM + 1)])
+def test_actions_of_a_wrong_shape_are_refused_by_name(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"`actions` must have the shape \(4, horizon, 1\), not"):
+        make_model().predict(np.zeros((4, OBSERVATION_DIM)), np.zeros(shape))

@@ -1,0 +1,77 @@
+"""What is logged about imagination in training."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from stable_baselines3.common.logger import Logger
+
+from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
+
+
+class TrainingLog:
+    """Times and counts of one training, and warnings that are shown once."""
+
+    def __init__(self) -> None:
+        self._warned_of: set[str] = set()
+        self.start()
+
+    def start(self) -> None:
+        """Begin with a new training."""
+        self._seconds = {"fit": 0.0, "imagine": 0.0}
+        self._iteration_start = time.perf_counter()
+        # Imagined transitions since the newest log, and in the whole training
+        self._n_imagined = 0
+        self.n_imagined_total = 0
+
+    def warn_once(self, kind: str, message: str) -> None:
+        """
+        :param kind: What the warning is about
+        :param message: The warning, shown if it is the first of its kind
+        """
+        if kind not in self._warned_of:
+            warnings.warn(message, stacklevel=2)
+        self._warned_of.add(kind)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """
+        Add the duration of a block to the figure of that name.
+
+        :param name: ``"fit"`` or ``"imagine"``
+        """
+        start = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - start
+
+    def count(self, n_imagined: int) -> None:
+        """
+        :param n_imagined: Number of transitions that were imagined
+        """
+        self._n_imagined += n_imagined
+        self.n_imagined_total += n_imagined
+
+    def write(self, logger: Logger, buffer: AugmentedRolloutBuffer, is_paused: bool) -> None:
+        """
+        :param logger: SB3's logger
+        :param buffer: The algorithm's rollout buffer
+        :param is_paused: Whether imagination pauses
+        """
+        now = time.perf_counter()
+        duration = now - self._iteration_start
+        self._iteration_start = now
+        figures = {
+            # Later rounds come after SB3 has written its log, and are part of the next one
+            "n_imagined": self._n_imagined,
+            "n_imagined_total": self.n_imagined_total,
+            "paused": int(is_paused),
+            "real_advantage_mean": float(buffer.advantages.mean()),
+        }
+        if buffer.imagined is not None and buffer.n_imagined > 0:
+            figures["imagined_advantage_mean"] = buffer.imagined.advantages.mean().item()
+        figures |= {f"{name}_time_share": seconds / duration for name, seconds in self._seconds.items()}
+        for name, figure in figures.items():
+            logger.record(f"agd/{name}", figure)
+        self._n_imagined = 0
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
