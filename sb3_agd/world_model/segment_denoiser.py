@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch as th
@@ -10,6 +11,7 @@ import torch as th
 from sb3_agd.world_model.denoisers import is_autoregressive
 from sb3_agd.world_model.guidance import objective_gradient
 from sb3_agd.world_model.guides import Critic, Guide
+from sb3_agd.world_model.samplers import Sampler
 from sb3_agd.world_model.segments import Segments, mask_after_termination
 
 if TYPE_CHECKING:
@@ -71,6 +73,29 @@ class SegmentDenoiser:
         guided = self.guide is not None
         self.denoised = self._guided(noisy, time) if guided else self._denoise(noisy, time)
         return self.denoised
+
+    def sample_state_by_state(self, sampler: Sampler, n_steps: int, draw_noise: Callable[[int], th.Tensor]) -> th.Tensor:
+        """
+        Sample each next state and reward by itself, given the state sampled before it and the policy's action there. Estimates
+        of whole segments do not depend on later noise, so that segments sampled as a whole are wrong in stochastic worlds:
+        of a random walk, the increments would be anticorrelated. The network must be autoregressive.
+
+        :param sampler: The sampler
+        :param n_steps: Its number of steps
+        :param draw_noise: Draws noise for a number of transitions, shape (B, n, observation_dim + 1)
+        :return: Next states and rewards, standardised, shape (B, H, observation_dim + 1)
+        """
+        state, sampled = self.standardised_start, []
+        for step in range(self.horizon):
+            action = self._act(state[:, None], slice(step, step + 1))
+
+            def denoise(noisy: th.Tensor, time: float, state: th.Tensor = state, action: th.Tensor = action) -> th.Tensor:
+                times = th.full((len(noisy),), time, device=noisy.device)
+                return self._clamp(self.network(noisy, times, state, action))
+
+            sampled.append(sampler(denoise, draw_noise(1), n_steps, partial(draw_noise, 1)))
+            state = sampled[-1][:, 0, :-1]
+        return th.cat(sampled, dim=1)
 
     def _denoise(self, noisy: th.Tensor, time: float) -> th.Tensor:
         """:meth:`__call__` without guidance, differentiable in the noisy segments. Actions are constants."""

@@ -20,10 +20,6 @@ from sb3_agd.world_model.termination import TerminationClassifier, TerminationFn
 from sb3_agd.world_model.training import fit, make_optimizer, seeded_global_stream
 from sb3_agd.world_model.validation import check_arguments, check_integer, check_number
 
-# In training, the recurrent denoiser predicts this many steps from its own estimates before it is reset to the true state.
-# With many it learns to correct its own errors, with few to predict the next state and reward
-OPEN_LOOP_LENGTH = 4
-
 
 class DiffusionWorldModel(nn.Module):
     """
@@ -36,7 +32,7 @@ class DiffusionWorldModel(nn.Module):
     :param observation_dim: Dimension of a state
     :param action_dim: Dimension of an action
     :param horizon: Number of transitions of a segment. In training, the recurrent network is reset to the true state
-        every ``gcd(4, horizon)`` steps
+        every ``gcd(open_loop_length, horizon)`` steps
     :param sampler: ``"flow"`` (flow matching), ``"heun"`` (flow matching with second-order steps), ``"ddim"`` or ``"ddpm"``
         (cosine schedule, without or with fresh noise)
     :param n_denoising_steps: Number of steps of the sampler
@@ -46,6 +42,9 @@ class DiffusionWorldModel(nn.Module):
     :param network_kwargs: Keyword arguments of the network: ``width`` and ``depth`` for those of the package
     :param learning_rate: Learning rate of AdamW, whose weight decay is that of the termination classifier alone
     :param ema_decay: Decay per update of the running mean of the weights, which imagination uses
+    :param open_loop_length: In training, the recurrent denoiser predicts so many steps from its own estimates before it is
+        reset to the true state. With many it learns to correct its own errors, which suits deterministic tasks. In stochastic
+        tasks, an estimate says less about what follows than the true state, and only 1 is right
     :param termination_fn: The true rule of termination, in place of the classifier, where it is known. It gets numpy
         arrays ``(observations, actions, next_observations)`` with one row per transition and returns one boolean per
         row
@@ -66,6 +65,7 @@ class DiffusionWorldModel(nn.Module):
         network_kwargs: dict[str, Any] | None = None,
         learning_rate: float = 3e-3,
         ema_decay: float = 0.95,
+        open_loop_length: int = 4,
         termination_fn: TerminationFn | None = None,
         seed: int | None = None,
     ):
@@ -78,6 +78,7 @@ class DiffusionWorldModel(nn.Module):
         self.horizon = horizon
         self.n_denoising_steps = n_denoising_steps
         self.ema_decay = ema_decay
+        self.open_loop_length = open_loop_length
         self.termination_fn = termination_fn
         self.sampler, self.schedule = SAMPLERS[sampler]
         # Mean distance of guided segments from unguided ones in the newest imagination
@@ -178,7 +179,7 @@ class DiffusionWorldModel(nn.Module):
         before = self.observation_normalizer.clamp(states[:, :-1])
         denoiser = self.networks["denoiser"]
         # A network that is not recurrent sees whole segments
-        length = math.gcd(OPEN_LOOP_LENGTH, self.horizon) if is_autoregressive(denoiser) else self.horizon
+        length = math.gcd(self.open_loop_length, self.horizon) if is_autoregressive(denoiser) else self.horizon
         noisy, taken = (
             steps.reshape(-1, length, steps.shape[-1]) for steps in (self.schedule.add_noise(data, noise, time), actions)
         )
@@ -278,18 +279,26 @@ class DiffusionWorldModel(nn.Module):
             shape = (len(observations) // n_candidates, *shape)
             return distribution(shape, generator=generator, device=observations.device).repeat_interleave(n_candidates, dim=0)
 
-        draw_noise = partial(draw, th.randn, horizon, self.observation_dim + 1)
-        before = generator.get_state()
+        def draw_noise(n_transitions: int) -> th.Tensor:
+            return draw(th.randn, n_transitions, self.observation_dim + 1)
+
+        def sample_whole(denoiser: SegmentDenoiser) -> th.Tensor:
+            return self.sampler(denoiser, draw_noise(horizon), self.n_denoising_steps, partial(draw_noise, horizon))
+
         denoiser = SegmentDenoiser(self, observations, horizon, policy)
-        denoised = self.sampler(denoiser, draw_noise(), self.n_denoising_steps, draw_noise)
-        self._guidance_distance = denoised.new_zeros(())
+        self._guidance_distance = observations.new_zeros(())
         if guide is not None and guidance_scale > 0:
+            before = generator.get_state()
+            unguided = sample_whole(denoiser)
             # Once more, from the same noise
             generator.set_state(before)
-            unguided = denoised
             denoiser = SegmentDenoiser(self, observations, horizon, policy, guide, critic, guidance_scale)
-            denoised = self.sampler(denoiser, draw_noise(), self.n_denoising_steps, draw_noise)
+            denoised = sample_whole(denoiser)
             self._guidance_distance = (denoised - unguided).flatten(1).norm(dim=1).mean()
+        elif is_autoregressive(self.ema_networks["denoiser"]):
+            denoised = denoiser.sample_state_by_state(self.sampler, self.n_denoising_steps, draw_noise)
+        else:
+            denoised = sample_whole(denoiser)
         states, actions, rewards = denoiser.finish(denoised)
         terminations = draw(th.rand, horizon) < self.termination_probabilities(states, actions)
         return Segments(states, actions, rewards, terminations, mask_after_termination(terminations))
