@@ -21,6 +21,7 @@ from sb3_agd.imagination.policy_adapter import FixedNoisePolicy
 from sb3_agd.imagination.value_bounds import UNKNOWN_RANGE, bound_values
 from sb3_agd.world_model import DiffusionWorldModel, Segments
 from sb3_agd.world_model.segment_denoiser import Policy
+from sb3_agd.world_model.segments import as_tensor
 
 # What the next step of a MuJoCo task depends on. The solver starts from the accelerations, and Ant's reward from positions of
 # bodies, which lag behind those of the joints
@@ -79,7 +80,7 @@ class SimulatorModel(DiffusionWorldModel):
         return {"denoising_loss": 0.0, "termination_loss": 0.0}
 
     @th.no_grad()
-    def imagine(self, observations: th.Tensor, policy: Policy, *args: Any, **kwargs: Any) -> Segments[th.Tensor]:
+    def imagine(self, observations: th.Tensor | np.ndarray, policy: Policy, *args: Any, **kwargs: Any) -> Segments[th.Tensor]:
         """
         :param observations: Start states in raw units, shape (B, observation_dim), each kept before or part of the newest
             segments
@@ -87,6 +88,7 @@ class SimulatorModel(DiffusionWorldModel):
         :return: Segments in raw units, padded with their last state and masked after a termination
         :raises KeyError: If the state of an observation is not known
         """
+        observations = as_tensor(observations, self.device)
         batch, horizon = len(observations), self.horizon
         starts = observations.cpu().numpy()
         known = ChainMap(self.imagined_states, self.real_states)
@@ -183,6 +185,7 @@ class SimulatorImagination(Imagination):
             vectors = th.as_tensor(self._vectors, device=model.device)
             actions = policy(vectors[:, None], slice(step, step + 1))[:, 0].cpu().numpy()
             observations, taken = agent.policy_observations(vectors), policy.actions[:, step]
+            assert isinstance(observations, th.Tensor)
             values, log_probs, _ = model.policy.evaluate_actions(observations, taken)
             following, raw_rewards, dones, infos = self.streams.step(actions)
             rewards[step] = agent.rewards(th.from_numpy(raw_rewards)).numpy()

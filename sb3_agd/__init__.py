@@ -8,14 +8,8 @@ from sb3_agd.agdppo import (
     GuidanceCallback,
     ResumableCheckpointCallback,
 )
-from sb3_agd.world_model import (
-    DiffusionWorldModel,
-    ExponentialAdvantageGuide,
-    Guide,
-    RewardGuide,
-    Segments,
-    SigmoidAdvantageGuide,
-)
+from sb3_agd.imagination import ExponentialAdvantageGuide, Guide, RewardGuide, SigmoidAdvantageGuide
+from sb3_agd.world_model import DiffusionWorldModel, Segments
 
 if TYPE_CHECKING:
     from sb3_agd.diagnostics import GuidanceGainCallback, imagination_report

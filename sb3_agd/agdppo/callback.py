@@ -16,9 +16,10 @@ from stable_baselines3.common.type_aliases import Schedule
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.training_log import TrainingLog
 from sb3_agd.checkpoint.resume import check_sees_each_step, discard_stale_replies
+from sb3_agd.imagination import Guide
 from sb3_agd.imagination.imagination import Imagination
 from sb3_agd.imagination.settings import Guidance, Settings
-from sb3_agd.world_model import DiffusionWorldModel, Guide
+from sb3_agd.world_model import DiffusionWorldModel
 from sb3_agd.world_model.termination import TerminationFn
 
 # The first fit takes this many times the updates of the later ones

@@ -13,10 +13,10 @@ from sb3_agd.checkpoint.env_snapshot import RestoreError, Snapshot
 from sb3_agd.checkpoint.simulator import Simulator
 from sb3_agd.diagnostics.progress import track
 from sb3_agd.experience.replay_buffer import ReplayBuffer
-from sb3_agd.imagination import Guidance
+from sb3_agd.imagination import Critic, Guidance
 from sb3_agd.imagination.policy_adapter import FixedNoisePolicy
 from sb3_agd.imagination.value_bounds import discounted_returns
-from sb3_agd.world_model import Critic, Segments
+from sb3_agd.world_model import Segments
 
 # Steps of real episodes from one start state to the next
 STRIDE = 25

@@ -19,8 +19,9 @@ from sb3_agd.diagnostics.evaluator import Evaluator, Outcome, StartStates
 from sb3_agd.diagnostics.figures import plot_advantages, plot_dimensions, plot_errors
 from sb3_agd.diagnostics.progress import track
 from sb3_agd.diagnostics.video import film
-from sb3_agd.imagination import NO_GUIDANCE, Guidance
-from sb3_agd.world_model import Guide, Segments
+from sb3_agd.imagination import NO_GUIDANCE, Guidance, Guide
+from sb3_agd.imagination.segment_errors import segment_errors
+from sb3_agd.world_model import Segments
 
 GUIDED, UNGUIDED = "guided", "unguided"
 
@@ -155,7 +156,7 @@ def errors_per_step(evaluator: Evaluator, start_states: StartStates, outcomes: d
         }
     else:
         pairs = {name: (outcome.imagined, outcome.real) for name, outcome in outcomes.items() if outcome.real is not None}
-    compared = {name: world_model.compare(*pair) for name, pair in pairs.items()}
+    compared = {name: segment_errors(world_model, *pair) for name, pair in pairs.items()}
     baseline = compared[UNGUIDED]
     return {
         "states": {name: errors["states"].tolist() for name, errors in compared.items()}

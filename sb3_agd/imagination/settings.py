@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_agd.world_model import DiffusionWorldModel, Guide
-from sb3_agd.world_model.guides import GUIDES
+from sb3_agd.imagination.guides import GUIDES, Guide
+from sb3_agd.world_model import DiffusionWorldModel
 from sb3_agd.world_model.termination import TerminationFn
 from sb3_agd.world_model.validation import check_arguments, check_integer, check_number
 

@@ -13,8 +13,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_agd import AGDPPO, ExponentialAdvantageGuide
 from sb3_agd.diagnostics.evaluator import Evaluator, Outcome, StartStates, repeated, segment_advantages
-from sb3_agd.imagination import NO_GUIDANCE, Guidance
-from sb3_agd.world_model import Critic, Segments
+from sb3_agd.imagination import NO_GUIDANCE, Critic, Guidance
+from sb3_agd.imagination.segment_errors import segment_errors
+from sb3_agd.world_model import Segments
 
 N_STARTS = 3
 
@@ -66,7 +67,7 @@ def test_errors_vanish_if_the_world_model_is_the_environment(hopper: AGDPPO, mon
     outcome = evaluator.evaluate(start_states, NO_GUIDANCE)
     assert th.equal(outcome.imagined.observations, outcome.real.observations)
     assert np.array_equal(outcome.claimed, outcome.replayed)
-    errors = evaluator.imagination.world_model.compare(outcome.imagined, outcome.real)
+    errors = segment_errors(evaluator.imagination.world_model, outcome.imagined, outcome.real)
     assert errors["states"].max() == 0 < errors["persistence"].min()
 
 

@@ -22,9 +22,9 @@ from sb3_agd import (
     Guide,
     SigmoidAdvantageGuide,
 )
-from sb3_agd.imagination import NO_GUIDANCE, Guidance
+from sb3_agd.imagination import NO_GUIDANCE, Critic, Guidance
 from sb3_agd.imagination.start_states import states_along
-from sb3_agd.world_model import Critic, Segments
+from sb3_agd.world_model import Segments
 from sb3_agd.world_model.segments import mask_after_termination
 
 

@@ -24,18 +24,15 @@ from linear_system import (
     linear_critic,
     linear_policy,
     make_model,
+    objective_of,
     observe,
     roll_out,
     seeded,
 )
 
-from sb3_agd.world_model import (
-    Critic,
-    DiffusionWorldModel,
-    Guide,
-    Segments,
-    SigmoidAdvantageGuide,
-)
+from sb3_agd.imagination import Critic, Guide, SigmoidAdvantageGuide
+from sb3_agd.imagination.segment_errors import prediction_errors, segment_errors
+from sb3_agd.world_model import DiffusionWorldModel, Segments
 
 
 @each_sampler
@@ -65,7 +62,7 @@ def test_start_state_is_returned_untouched_bit_for_bit(guide: Guide) -> None:
     model = exact_model()
     start = th.randn(20, OBSERVATION_DIM, generator=seeded()) * th.tensor([1e-3, 1e4]) + 1 / 3
     kept = start.clone()
-    imagined = model.imagine(start, linear_policy, guide, linear_critic(), 100.0, seeded(1))
+    imagined = model.imagine(start, linear_policy, objective_of(guide, linear_critic()), 100.0, seeded(1))
     assert th.equal(imagined.observations[:, 0], kept)
     assert th.equal(start, kept)
 
@@ -74,7 +71,7 @@ def test_actions_are_those_of_the_policy_at_the_imagined_states() -> None:
     model = exact_model()
     start = th.randn(20, OBSERVATION_DIM, generator=seeded())
     for guide in (None, SigmoidAdvantageGuide()):
-        imagined = model.imagine(start, linear_policy, guide, linear_critic(), 1.0, seeded(1))
+        imagined = model.imagine(start, linear_policy, objective_of(guide, linear_critic()), 1.0, seeded(1))
         assert th.equal(imagined.actions, linear_policy(imagined.observations[:, :-1]))
 
 
@@ -149,8 +146,8 @@ def test_masked_steps_do_not_count_as_errors() -> None:
         observations=th.where(reached, real.observations, 1e3),
         rewards=th.where(real.mask, real.rewards, -1e3),
     )
-    for name, error in model.compare(imagined, real).items():
-        assert th.allclose(model.compare(imagined, changed)[name], error, equal_nan=True), name
+    for name, error in segment_errors(model, imagined, real).items():
+        assert th.allclose(segment_errors(model, imagined, changed)[name], error, equal_nan=True), name
 
 
 def test_mask_of_imagined_segments_is_true_up_to_and_including_the_first_termination() -> None:
@@ -201,7 +198,11 @@ def test_setting_of_the_paper_works() -> None:
     assert np.isfinite(list(losses.values())).all()
     critic = Critic(lambda observations: observations.sum(-1), lambda rewards: rewards, GAMMA)
     imagined = model.imagine(
-        segments.observations[:3, 0], lambda states, _: states[..., :3], SigmoidAdvantageGuide(), critic, 3.0, seeded()
+        segments.observations[:3, 0],
+        lambda states, _: states[..., :3],
+        objective_of(SigmoidAdvantageGuide(), critic),
+        3.0,
+        seeded(),
     )
     assert imagined.observations.shape == (3, 11, 11)
     assert imagined.observations.isfinite().all()
@@ -216,7 +217,9 @@ def test_same_seed_gives_the_same_weights_and_the_same_imagination(network: str)
         th.manual_seed(np.random.randint(1000))
         model = fitted(Recording(by_chance), network=network)
         models.append(model.state_dict())
-        imagined.append(model.imagine(start, linear_policy, SigmoidAdvantageGuide(), linear_critic(), 1.0, seeded(1)))
+        imagined.append(
+            model.imagine(start, linear_policy, objective_of(SigmoidAdvantageGuide(), linear_critic()), 1.0, seeded(1))
+        )
     assert models[0].keys() == models[1].keys()
     assert all(th.equal(models[0][name], models[1][name]) for name in models[0])
     assert_equal(*imagined)
@@ -232,8 +235,8 @@ def test_global_random_states_are_left_untouched(seed: int | None, sampler: str,
     monkeypatch.setattr(th.cuda, "manual_seed_all", lambda _: pytest.fail("GPUs were seeded"))
     model = fitted(Recording(by_chance), seed=seed, sampler=sampler)
     start = th.zeros(5, OBSERVATION_DIM)
-    model.imagine(start, linear_policy, SigmoidAdvantageGuide(), linear_critic(), 1.0, seeded())
-    model.prediction_error(Recording(seed=5).segments(5), seeded())
+    model.imagine(start, linear_policy, objective_of(SigmoidAdvantageGuide(), linear_critic()), 1.0, seeded())
+    prediction_errors(model, Recording(seed=5).segments(5), seeded())
     assert th.equal(th.get_rng_state(), torch_state)
     for before, after in zip(numpy_state, np.random.get_state(), strict=True):
         assert np.array_equal(before, after)
@@ -246,7 +249,7 @@ def test_state_dict_round_trip_gives_the_same_imagination(network: str) -> None:
     twin.load_state_dict(model.state_dict())
     start = th.randn(200, OBSERVATION_DIM, generator=seeded())
     guide, critic = SigmoidAdvantageGuide(), linear_critic()
-    imagined = [m.imagine(start, linear_policy, guide, critic, 1.0, seeded(1)) for m in (model, twin)]
+    imagined = [m.imagine(start, linear_policy, objective_of(guide, critic), 1.0, seeded(1)) for m in (model, twin)]
     assert imagined[0].terminations.any()
     assert_equal(*imagined)
 
