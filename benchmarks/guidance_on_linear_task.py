@@ -16,7 +16,7 @@ function as the critic. For each the program prints, in standard deviations of t
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -24,9 +24,9 @@ import torch as th
 from rich.console import Console
 from rich.table import Table
 
-from sb3_agd.world_model import Critic, DiffusionWorldModel, Guide, Segments
-from sb3_agd.world_model.guidance import select_candidates
-from sb3_agd.world_model.guides import GUIDES
+from sb3_agd.imagination import Critic, Guide
+from sb3_agd.imagination.guides import GUIDES, select_candidates
+from sb3_agd.world_model import DiffusionWorldModel, Segments
 
 HORIZON = 8
 EPISODES, EPISODE_LENGTH = 100, 200
@@ -235,7 +235,8 @@ def imagine(
     candidates = starts.repeat_interleave(n_candidates, dim=0)
     policy = task.policy(len(candidates), HORIZON, generator)
     if guide is None or n_candidates == 1:
-        return model.imagine(candidates, policy, guide, critic, scale, generator)
+        objective = None if guide is None else partial(guide.checked_objective, critic=critic)
+        return model.imagine(candidates, policy, objective, scale, generator)
     segments = model.imagine(candidates, policy, generator=generator, n_candidates=n_candidates)
     chosen = select_candidates(guide.objective(segments, critic), n_candidates, scale, generator)
     return segments.map(lambda array: array[chosen])

@@ -31,7 +31,7 @@ from sb3_agd import AGDPPO, AugmentedRolloutBuffer
 from sb3_agd.experience.replay_buffer import ARRAYS, ReplayBuffer
 from sb3_agd.experience.segment_source import ReplaySegmentSource
 from sb3_agd.imagination import Guidance
-from sb3_agd.world_model.guides import SigmoidAdvantageGuide
+from sb3_agd.imagination.guides import SigmoidAdvantageGuide
 
 Algorithm = TypeVar("Algorithm", bound=PPO)
 

@@ -23,6 +23,7 @@ from stable_baselines3 import PPO
 from sb3_agd import DiffusionWorldModel
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.segment_source import ReplaySegmentSource
+from sb3_agd.imagination.segment_errors import prediction_errors
 
 N_TURNS = 10
 TURN_STEPS = 2_000
@@ -79,9 +80,8 @@ def fit_and_test(env_id: str, arguments: argparse.Namespace) -> dict[str, list[f
         generator=generator,
     )
     duration = time.perf_counter() - start
-    errors = model.prediction_error(
-        held_out.segments(*held_out.recent_transitions(held_out.capacity_per_env), model.horizon), generator
-    )
+    segments = held_out.segments(*held_out.recent_transitions(held_out.capacity_per_env), model.horizon)
+    errors = prediction_errors(model, segments, generator)
     return {
         "states": errors["states"].tolist(),
         "persistence": errors["persistence"].tolist(),

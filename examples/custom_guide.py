@@ -10,7 +10,8 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_agd import AGDPPO, Guide
-from sb3_agd.world_model import Critic, Segments
+from sb3_agd.imagination import Critic
+from sb3_agd.world_model import Segments
 
 
 class SlowGuide(Guide):

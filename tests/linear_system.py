@@ -1,14 +1,16 @@
 """A linear system whose laws are known, world models of it, and the exact denoiser, for the tests of the world model."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch as th
 from torch import nn
 
-from sb3_agd.world_model import Critic, DiffusionWorldModel, Segments
-from sb3_agd.world_model.guides import GUIDES
+from sb3_agd.imagination import Critic, Guide
+from sb3_agd.imagination.guides import GUIDES
+from sb3_agd.world_model import DiffusionWorldModel, Segments
 from sb3_agd.world_model.samplers import SAMPLERS
 from sb3_agd.world_model.schedules import Schedule
 from sb3_agd.world_model.segments import mask_after_termination
@@ -151,6 +153,11 @@ def linear_policy(states: th.Tensor, steps: slice | None = None) -> th.Tensor:
 
 def linear_critic(advantage_std: float = 1.0) -> Critic:
     return Critic(lambda observations: observations @ VALUE_WEIGHTS, lambda rewards: rewards, GAMMA, advantage_std)
+
+
+def objective_of(guide: Guide, critic: Critic) -> Callable[[Segments], th.Tensor]:
+    """The guide's objective with a critic, as the world model takes it."""
+    return partial(guide.checked_objective, critic=critic)
 
 
 def assert_equal(first: Segments, second: Segments) -> None:

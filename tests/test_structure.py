@@ -19,8 +19,10 @@ def name(file: Path) -> str:
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Modules of the package that a file imports, also within functions."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    """Modules of the package that a file imports, also within functions. What only type checkers import is left out."""
+    tree = ast.parse(file.read_text())
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.startswith("sb3_agd"))
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sb3_agd"):

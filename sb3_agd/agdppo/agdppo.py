@@ -21,8 +21,8 @@ from sb3_agd.agdppo.rollout_buffer import AugmentedDictRolloutBuffer, AugmentedR
 from sb3_agd.checkpoint.resumable_ppo import ResumablePPO, as_callback
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.space_codecs import make_codec
-from sb3_agd.imagination import Imagination, ImaginationState, Settings
-from sb3_agd.world_model import DiffusionWorldModel, Guide, Segments
+from sb3_agd.imagination import Guide, Imagination, ImaginationState, Settings
+from sb3_agd.world_model import DiffusionWorldModel, Segments
 from sb3_agd.world_model.termination import TerminationFn
 
 SelfAGDPPO = TypeVar("SelfAGDPPO", bound="AGDPPO")

@@ -13,13 +13,13 @@ from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_agd.agdppo.guidance_probe import GuidanceProbe
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.training_log import TrainingLog
 from sb3_agd.checkpoint.resume import check_sees_each_step, discard_stale_replies
+from sb3_agd.imagination import Guide
 from sb3_agd.imagination.imagination import Imagination
 from sb3_agd.imagination.settings import Guidance, Settings
-from sb3_agd.world_model import DiffusionWorldModel, Guide
+from sb3_agd.world_model import DiffusionWorldModel
 from sb3_agd.world_model.termination import TerminationFn
 
 # The first fit takes this many times the updates of the later ones
@@ -123,7 +123,6 @@ class GuidanceCallback(BaseCallback):
             self.imagination = Imagination(self.model, self.settings)
         if self.imagination.model is not self.model:
             self.imagination.attach(self.model)
-        self._probe = GuidanceProbe(self.imagination)
 
     def _on_training_start(self) -> None:
         imagination, model = self.imagination, self.model
@@ -144,7 +143,6 @@ class GuidanceCallback(BaseCallback):
         self._is_training = True
         if has_begun:
             imagination.recorder.close_episodes()
-
         if 2 * self._n_real <= self.settings.real_steps_per_update:
             self._log.warn_once(
                 "short rollouts",
@@ -169,8 +167,6 @@ class GuidanceCallback(BaseCallback):
     def _on_step(self) -> bool:
         assert self.imagination is not None
         self.imagination.recorder.record(self.locals)
-        if self.settings.guide is not None:
-            self._probe.record()
         return True
 
     def _on_rollout_end(self) -> None:

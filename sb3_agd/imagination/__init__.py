@@ -1,4 +1,16 @@
+from sb3_agd.imagination.guides import Critic, ExponentialAdvantageGuide, Guide, RewardGuide, SigmoidAdvantageGuide
 from sb3_agd.imagination.imagination import Imagination, ImaginationState
 from sb3_agd.imagination.settings import NO_GUIDANCE, Guidance, Settings
 
-__all__ = ["NO_GUIDANCE", "Guidance", "Imagination", "ImaginationState", "Settings"]
+__all__ = [
+    "NO_GUIDANCE",
+    "Critic",
+    "ExponentialAdvantageGuide",
+    "Guidance",
+    "Guide",
+    "Imagination",
+    "ImaginationState",
+    "RewardGuide",
+    "Settings",
+    "SigmoidAdvantageGuide",
+]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.segment_source import ReplaySegmentSource
 from sb3_agd.experience.space_codecs import make_codec, map_parts
 from sb3_agd.experience.vec_normalize import Normalization, normalizing_wrapper
+from sb3_agd.imagination.guides import Critic, select_candidates
 from sb3_agd.imagination.policy_adapter import FixedNoisePolicy, PolicyAdapter, check_distribution
 from sb3_agd.imagination.rollout_rows import rollout_rows
+from sb3_agd.imagination.segment_errors import segment_errors
 from sb3_agd.imagination.settings import NO_GUIDANCE, Guidance, Settings
 from sb3_agd.imagination.start_states import encoded_observations, recent_states, states_along
 from sb3_agd.imagination.value_bounds import (
@@ -30,8 +33,7 @@ from sb3_agd.imagination.value_bounds import (
     bound_values,
     real_advantages,
 )
-from sb3_agd.world_model import Critic, DiffusionWorldModel, Segments
-from sb3_agd.world_model.guidance import select_candidates
+from sb3_agd.world_model import DiffusionWorldModel, Segments
 
 # Half of the world model's training segments come from this many newest rollouts
 RECENT_ROLLOUTS = 20
@@ -258,7 +260,7 @@ class Imagination:
         """
         Test the world model on segments of the newest rollout, which it was not trained on yet.
 
-        :return: What :meth:`DiffusionWorldModel.compare` returns, and ``advantage_correlation``: that of the one-step
+        :return: What :func:`segment_errors` returns, and ``advantage_correlation``: that of the one-step
             advantages along imagined and real segments with the same actions, by the present critic; NaN where the real ones
             are constant
         """
@@ -274,7 +276,7 @@ class Imagination:
         correlation = F.cosine_similarity(claimed - claimed.mean(), deviations, dim=0)
         if not (deviations.abs() > SAME_ADVANTAGE).any():
             correlation = th.full_like(correlation, math.nan)
-        return {**self.world_model.compare(imagined, segments), "advantage_correlation": correlation}
+        return {**segment_errors(self.world_model, imagined, segments), "advantage_correlation": correlation}
 
     def fit(
         self,
@@ -334,8 +336,8 @@ class Imagination:
         n_candidates = guidance.n_candidates if guidance.selects else 1
         candidates = starts.repeat_interleave(n_candidates, dim=0)
         policy = FixedNoisePolicy(agent, len(candidates), world_model.horizon, generator)
-        mover = guidance.guide if guidance.moves else None
-        segments = world_model.imagine(candidates, policy, mover, critic, guidance.scale, generator, n_candidates)
+        objective = partial(guidance.guide.checked_objective, critic=critic) if guidance.guide and guidance.moves else None
+        segments = world_model.imagine(candidates, policy, objective, guidance.scale, generator, n_candidates)
         actions = policy.actions
         if guidance.guide is not None and guidance.selects:
             with th.no_grad():

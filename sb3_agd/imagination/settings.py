@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_agd.world_model import DiffusionWorldModel, Guide
-from sb3_agd.world_model.guides import GUIDES
+from sb3_agd.imagination.guides import GUIDES, Guide
+from sb3_agd.world_model import DiffusionWorldModel
 from sb3_agd.world_model.termination import TerminationFn
 from sb3_agd.world_model.validation import check_arguments, check_integer, check_number
 
@@ -175,8 +175,7 @@ class Settings:
     :param world_model_warmup: Real transitions before the world model is first fitted and used
     :param buffer_size: Size of the replay buffer of real transitions that the world model is trained on, in rows: one for
         each transition and one for the last state of each episode; the oldest are overwritten
-    :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``, ``network_kwargs``,
-        ``ema_decay``)
+    :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` XX        ``ema_decay``)
     :param termination_fn: The true rule of termination if it is known, in place of the learned one. It gets numpy
         arrays ``(observations, actions, next_observations)`` in raw units with one row per transition and returns
         one boolean per row

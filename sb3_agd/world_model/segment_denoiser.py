@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch as th
 
 from sb3_agd.world_model.denoisers import is_autoregressive
-from sb3_agd.world_model.guidance import objective_gradient
-from sb3_agd.world_model.guides import Critic, Guide
+from sb3_agd.world_model.samplers import Sampler
 from sb3_agd.world_model.segments import Segments, mask_after_termination
 
 if TYPE_CHECKING:
@@ -20,19 +20,20 @@ MIN_SIGNAL = 0.25
 # Actions at imagined states, both in raw units: states (B, n, observation_dim), and which n steps of the segment they
 # belong to -> (B, n, action_dim)
 Policy = Callable[[th.Tensor, slice], th.Tensor]
+# What guidance raises: one number per segment, shape (B,), differentiable in observations and rewards
+Objective = Callable[[Segments[th.Tensor]], th.Tensor]
 
 
 class SegmentDenoiser:
     """
-    The network of a world model with start states, a policy and perhaps a guide, as a function of the noisy segment and its
+    The network of a world model with start states, a policy and perhaps guidance, as a function of the noisy segment and its
     time alone.
 
     :param model: The world model
     :param start: Start states in raw units, shape (B, observation_dim)
     :param horizon: Number of transitions
     :param policy: Actions at imagined states
-    :param guide: The guide that moves the denoised segments, ``None`` for none
-    :param critic: The critic of the guide
+    :param objective: Objective that the denoised segments are moved to raise, ``None`` for no guidance
     :param guidance_scale: Strength of the guidance
     """
 
@@ -42,8 +43,7 @@ class SegmentDenoiser:
         start: th.Tensor,
         horizon: int,
         policy: Policy,
-        guide: Guide | None = None,
-        critic: Critic | None = None,
+        objective: Objective | None = None,
         guidance_scale: float = 0.0,
     ):
         self.model = model
@@ -51,8 +51,7 @@ class SegmentDenoiser:
         self.start = start
         self.horizon = horizon
         self.policy = policy
-        self.guide = guide
-        self.critic = critic
+        self.objective = objective
         self.guidance_scale = guidance_scale
         self.standardised_start = model.inputs(start)
         # For all states, computed once
@@ -68,9 +67,31 @@ class SegmentDenoiser:
         :param time: Noise level between 0 and 1
         :return: Denoised next states and rewards, within the observed range plus a margin, same shape
         """
-        guided = self.guide is not None
-        self.denoised = self._guided(noisy, time) if guided else self._denoise(noisy, time)
+        self.denoised = self._denoise(noisy, time) if self.objective is None else self._guided(noisy, time)
         return self.denoised
+
+    def sample_state_by_state(self, sampler: Sampler, n_steps: int, draw_noise: Callable[[int], th.Tensor]) -> th.Tensor:
+        """
+        Sample each next state and reward by itself, given the state sampled before it and the policy's action there. Estimates
+        of whole segments do not depend on later noise, so that segments sampled as a whole are wrong in stochastic worlds:
+        of a random walk, the increments would be anticorrelated. The network must be autoregressive.
+
+        :param sampler: The sampler
+        :param n_steps: Its number of steps
+        :param draw_noise: Draws noise for a number of transitions, shape (B, n, observation_dim + 1)
+        :return: Next states and rewards, standardised, shape (B, H, observation_dim + 1)
+        """
+        state, sampled = self.standardised_start, []
+        for step in range(self.horizon):
+            action = self._act(state[:, None], slice(step, step + 1))
+
+            def denoise(noisy: th.Tensor, time: float, state: th.Tensor = state, action: th.Tensor = action) -> th.Tensor:
+                times = th.full((len(noisy),), time, device=noisy.device)
+                return self._clamp(self.network(noisy, times, state, action))
+
+            sampled.append(sampler(denoise, draw_noise(1), n_steps, partial(draw_noise, 1)))
+            state = sampled[-1][:, 0, :-1]
+        return th.cat(sampled, dim=1)
 
     def _denoise(self, noisy: th.Tensor, time: float) -> th.Tensor:
         """:meth:`__call__` without guidance, differentiable in the noisy segments. Actions are constants."""
@@ -92,9 +113,8 @@ class SegmentDenoiser:
 
         :param noisy: Noisy segments
         :param time: Their noise level
-        :return: Denoised segments, moved by the guide
+        :return: Denoised segments, moved
         """
-        assert self.guide is not None and self.critic is not None
         alpha, sigma = self._coefficients(time)
         denoised: th.Tensor | None = None
         if alpha < MIN_SIGNAL * sigma:
@@ -108,10 +128,27 @@ class SegmentDenoiser:
         with th.enable_grad():
             leaf = noisy.detach().requires_grad_()
             estimate = self._denoise(leaf, time)
-            gradient = objective_gradient(self.guide, self._estimated_segments(estimate), self.critic, leaf)
+            gradient = self._objective_gradient(estimate, leaf)
         denoised = estimate.detach() if denoised is None else denoised
-        # The margin around the observed range also limits the guide
+        # The margin around the observed range also limits the guidance
         return self._clamp(denoised + self.guidance_scale * sigma**2 / alpha * gradient)
+
+    def _objective_gradient(self, denoised: th.Tensor, noisy: th.Tensor) -> th.Tensor:
+        """
+        :param denoised: Denoised segments, differentiable in the noisy ones
+        :param noisy: Noisy segments, which require a gradient
+        :return: Gradient of the objective with respect to the noisy segments, same shape
+        :raises ValueError: If the objective does not depend on them
+        """
+        assert self.objective is not None
+        objectives = self.objective(self._estimated_segments(denoised))
+        if not objectives.requires_grad:
+            raise ValueError(
+                "The objective depends on neither observations nor rewards, so there is nothing to move. Select among several "
+                'segments instead: `guidance_mode="select"`'
+            )
+        (gradient,) = th.autograd.grad(objectives.sum(), noisy)
+        return gradient
 
     def _coefficients(self, time: float) -> tuple[float, float]:
         """
@@ -180,7 +217,7 @@ class SegmentDenoiser:
 
     def _estimated_segments(self, denoised: th.Tensor) -> Segments[th.Tensor]:
         """
-        Denoised segments as a guide sees them. A transition is terminal if its probability is above one half.
+        Denoised segments as the objective sees them. A transition is terminal if its probability is above one half.
 
         :param denoised: Standardised next states and, last, rewards, shape (B, H, observation_dim + 1)
         :return: Segments in raw units, differentiable in the denoised ones

@@ -69,7 +69,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     :param arguments: Arguments by name
     :raises ValueError: If one is invalid
     """
-    for name in ("horizon", "n_denoising_steps"):
+    for name in ("horizon", "n_denoising_steps", "open_loop_length"):
         check_integer(name, arguments.get(name, 1), 1)
     check_number("ema_decay", arguments.get("ema_decay", 0), 0, below=1)
     check_number("learning_rate", arguments.get("learning_rate", 0), 0)

@@ -11,18 +11,13 @@ import torch as th
 from torch import nn
 
 from sb3_agd.world_model.denoisers import DENOISERS, is_autoregressive
-from sb3_agd.world_model.guides import Critic, Guide
 from sb3_agd.world_model.normalizer import Normalizer
 from sb3_agd.world_model.samplers import SAMPLERS
-from sb3_agd.world_model.segment_denoiser import Policy, SegmentDenoiser
+from sb3_agd.world_model.segment_denoiser import Objective, Policy, SegmentDenoiser
 from sb3_agd.world_model.segments import Segments, SegmentSource, as_tensor, mask_after_termination
 from sb3_agd.world_model.termination import TerminationClassifier, TerminationFn, apply_rule, half_of
 from sb3_agd.world_model.training import fit, make_optimizer, seeded_global_stream
 from sb3_agd.world_model.validation import check_arguments, check_integer, check_number
-
-# In training, the recurrent denoiser predicts this many steps from its own estimates before it is reset to the true state.
-# With many it learns to correct its own errors, with few to predict the next state and reward
-OPEN_LOOP_LENGTH = 4
 
 
 class DiffusionWorldModel(nn.Module):
@@ -36,7 +31,7 @@ class DiffusionWorldModel(nn.Module):
     :param observation_dim: Dimension of a state
     :param action_dim: Dimension of an action
     :param horizon: Number of transitions of a segment. In training, the recurrent network is reset to the true state
-        every ``gcd(4, horizon)`` steps
+        every ``gcd(open_loop_length, horizon)`` steps
     :param sampler: ``"flow"`` (flow matching), ``"heun"`` (flow matching with second-order steps), ``"ddim"`` or ``"ddpm"``
         (cosine schedule, without or with fresh noise)
     :param n_denoising_steps: Number of steps of the sampler
@@ -46,6 +41,9 @@ class DiffusionWorldModel(nn.Module):
     :param network_kwargs: Keyword arguments of the network: ``width`` and ``depth`` for those of the package
     :param learning_rate: Learning rate of AdamW, whose weight decay is that of the termination classifier alone
     :param ema_decay: Decay per update of the running mean of the weights, which imagination uses
+    :param open_loop_length: In training, the recurrent denoiser predicts so many steps from its own estimates before it is
+        reset to the true state. With many it learns to correct its own errors, which suits deterministic tasks. In stochastic
+        tasks, an estimate says less about what follows than the true state, and only 1 is right
     :param termination_fn: The true rule of termination, in place of the classifier, where it is known. It gets numpy
         arrays ``(observations, actions, next_observations)`` with one row per transition and returns one boolean per
         row
@@ -66,6 +64,7 @@ class DiffusionWorldModel(nn.Module):
         network_kwargs: dict[str, Any] | None = None,
         learning_rate: float = 3e-3,
         ema_decay: float = 0.95,
+        open_loop_length: int = 4,
         termination_fn: TerminationFn | None = None,
         seed: int | None = None,
     ):
@@ -78,6 +77,7 @@ class DiffusionWorldModel(nn.Module):
         self.horizon = horizon
         self.n_denoising_steps = n_denoising_steps
         self.ema_decay = ema_decay
+        self.open_loop_length = open_loop_length
         self.termination_fn = termination_fn
         self.sampler, self.schedule = SAMPLERS[sampler]
         # Mean distance of guided segments from unguided ones in the newest imagination
@@ -142,7 +142,7 @@ class DiffusionWorldModel(nn.Module):
         self._may_end = self.termination_fn is not None or self.n_terminations.item() > 0
         return outcome
 
-    def _standardise(self, segments: Segments[th.Tensor]) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def standardise(self, segments: Segments[th.Tensor]) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         :param segments: In raw units
         :return: States (B, H + 1, observation_dim), actions (B, H, action_dim), and the diffusion variable: next states
@@ -168,7 +168,7 @@ class DiffusionWorldModel(nn.Module):
         :param generator: Source of the noise
         :return: Scalar
         """
-        states, actions, data = self._standardise(segments)
+        states, actions, data = self.standardise(segments)
         # From the lowest noise level at which the sampler calls the denoiser (of two steps at least) to the highest. The more
         # steps there are, the more depends on low levels. Uniform in the root
         lowest = 1 / max(2, self.n_denoising_steps) ** 0.5
@@ -178,7 +178,7 @@ class DiffusionWorldModel(nn.Module):
         before = self.observation_normalizer.clamp(states[:, :-1])
         denoiser = self.networks["denoiser"]
         # A network that is not recurrent sees whole segments
-        length = math.gcd(OPEN_LOOP_LENGTH, self.horizon) if is_autoregressive(denoiser) else self.horizon
+        length = math.gcd(self.open_loop_length, self.horizon) if is_autoregressive(denoiser) else self.horizon
         noisy, taken = (
             steps.reshape(-1, length, steps.shape[-1]) for steps in (self.schedule.add_noise(data, noise, time), actions)
         )
@@ -238,8 +238,7 @@ class DiffusionWorldModel(nn.Module):
         self,
         observations: th.Tensor | np.ndarray,
         policy: Policy,
-        guide: Guide | None = None,
-        critic: Critic | None = None,
+        objective: Objective | None = None,
         guidance_scale: float = 0.0,
         generator: th.Generator | None = None,
         n_candidates: int = 1,
@@ -254,20 +253,18 @@ class DiffusionWorldModel(nn.Module):
 
         :param observations: Start states in raw units, shape (B, observation_dim); they are returned unchanged
         :param policy: Actions at imagined states, both in raw units
-        :param guide: What to move the segments towards, ``None`` for no guidance
-        :param critic: The critic that the guide consults
-        :param guidance_scale: Strength of the guidance
+        :param objective: What guidance raises, one number per segment: the denoised segments are moved along its gradient, as
+            far as the world model leaves them uncertain. ``None`` for no guidance
+        :param guidance_scale: Strength of the guidance: segments are reweighted by ``exp(guidance_scale * objective)``
         :param generator: Source of all noise
         :param n_candidates: Number of consecutive start states whose segments share the noise of the world. If they are
             copies of one state, their segments differ by their actions only
         :param horizon: Number of transitions, ``None`` for that of the training. Autoregressive networks imagine any number
         :return: Segments in raw units
-        :raises ValueError: If the scale is negative or not finite, a guide has no critic to consult, the start states have a
-            wrong shape, their number is no multiple of ``n_candidates``, or the network cannot imagine this horizon
+        :raises ValueError: If the scale is negative or not finite, the start states have a wrong shape, their number is no
+            multiple of ``n_candidates``, or the network cannot imagine this horizon
         """
         check_number("guidance_scale", guidance_scale, 0)
-        if guide is not None and critic is None:
-            raise ValueError("`critic` must be given with a `guide`")
         observations, horizon = self._start_states(observations), self._checked_horizon(horizon)
         if n_candidates < 1 or len(observations) % n_candidates > 0:
             raise ValueError(f"`n_candidates` {n_candidates} must divide the number of start states, {len(observations)}")
@@ -278,18 +275,26 @@ class DiffusionWorldModel(nn.Module):
             shape = (len(observations) // n_candidates, *shape)
             return distribution(shape, generator=generator, device=observations.device).repeat_interleave(n_candidates, dim=0)
 
-        draw_noise = partial(draw, th.randn, horizon, self.observation_dim + 1)
-        before = generator.get_state()
+        def draw_noise(n_transitions: int) -> th.Tensor:
+            return draw(th.randn, n_transitions, self.observation_dim + 1)
+
+        def sample_whole(denoiser: SegmentDenoiser) -> th.Tensor:
+            return self.sampler(denoiser, draw_noise(horizon), self.n_denoising_steps, partial(draw_noise, horizon))
+
         denoiser = SegmentDenoiser(self, observations, horizon, policy)
-        denoised = self.sampler(denoiser, draw_noise(), self.n_denoising_steps, draw_noise)
-        self._guidance_distance = denoised.new_zeros(())
-        if guide is not None and guidance_scale > 0:
+        self._guidance_distance = observations.new_zeros(())
+        if objective is not None and guidance_scale > 0:
+            before = generator.get_state()
+            unguided = sample_whole(denoiser)
             # Once more, from the same noise
             generator.set_state(before)
-            unguided = denoised
-            denoiser = SegmentDenoiser(self, observations, horizon, policy, guide, critic, guidance_scale)
-            denoised = self.sampler(denoiser, draw_noise(), self.n_denoising_steps, draw_noise)
+            denoiser = SegmentDenoiser(self, observations, horizon, policy, objective, guidance_scale)
+            denoised = sample_whole(denoiser)
             self._guidance_distance = (denoised - unguided).flatten(1).norm(dim=1).mean()
+        elif is_autoregressive(self.ema_networks["denoiser"]):
+            denoised = denoiser.sample_state_by_state(self.sampler, self.n_denoising_steps, draw_noise)
+        else:
+            denoised = sample_whole(denoiser)
         states, actions, rewards = denoiser.finish(denoised)
         terminations = draw(th.rand, horizon) < self.termination_probabilities(states, actions)
         return Segments(states, actions, rewards, terminations, mask_after_termination(terminations))
@@ -372,43 +377,3 @@ class DiffusionWorldModel(nn.Module):
         :return: The same on the model's device
         """
         return segments.map(lambda array: array.to(self.device))
-
-    def prediction_error(self, segments: Segments[th.Tensor], generator: th.Generator | None = None) -> dict[str, th.Tensor]:
-        """
-        Compare real segments with what the model makes of their start states and actions.
-
-        :param segments: Real segments in raw units
-        :param generator: Source of the noise
-        :return: See :meth:`compare`
-        """
-        segments = self.on_device(segments)
-        return self.compare(self.predict(segments.observations[:, 0], segments.actions, generator), segments)
-
-    def compare(self, imagined: Segments[th.Tensor], real: Segments[th.Tensor]) -> dict[str, th.Tensor]:
-        """
-        Errors of imagined segments after each step, in standard deviations of the data, and how often episodes end.
-
-        :param imagined: Segments in raw units
-        :param real: What really happens after the same actions from the same start states; its mask counts
-        :return: Root mean squared errors, each of shape (H,): ``states``, ``persistence`` (of the start state kept),
-            ``rewards``, ``mean_reward`` (of the mean reward of the data in place of an imagined one); and
-            ``imagined_terminations`` and ``real_terminations``, rates per transition, scalars. NaN where nothing is left to
-            compare
-        """
-        states, _, happened = self._standardise(real)
-        _, _, predicted = self._standardise(imagined)
-
-        def rms(difference: th.Tensor) -> th.Tensor:
-            per_step = (difference.square().mean(-1) * real.mask).sum(0) / real.mask.sum(0)
-            return per_step.sqrt()
-
-        # Segments cut off by anything else than a termination say nothing about how long they would have gone on
-        whole = real.mask.all(1) | real.terminations.any(1)
-        return {
-            "states": rms((predicted - happened)[..., :-1]),
-            "persistence": rms(states[:, :1] - states[:, 1:]),
-            "rewards": rms((predicted - happened)[..., -1:]),
-            "mean_reward": rms(happened[..., -1:]),
-            "imagined_terminations": imagined.terminations[whole][imagined.mask[whole]].float().mean(),
-            "real_terminations": real.terminations[whole][real.mask[whole]].float().mean(),
-        }

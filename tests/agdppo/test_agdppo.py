@@ -36,6 +36,7 @@ def test_exports_the_public_names() -> None:
         "DiffusionWorldModel",
         "ExponentialAdvantageGuide",
         "GuidanceCallback",
+        "GuidanceGainCallback",
         "Guide",
         "ResumableCheckpointCallback",
         "RewardGuide",

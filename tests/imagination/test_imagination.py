@@ -22,9 +22,9 @@ from sb3_agd import (
     Guide,
     SigmoidAdvantageGuide,
 )
-from sb3_agd.imagination import NO_GUIDANCE, Guidance
+from sb3_agd.imagination import NO_GUIDANCE, Critic, Guidance
 from sb3_agd.imagination.start_states import states_along
-from sb3_agd.world_model import Critic, Segments
+from sb3_agd.world_model import Segments
 from sb3_agd.world_model.segments import mask_after_termination
 
 
@@ -298,7 +298,7 @@ def test_gradient_guidance_without_a_gradient_is_refused() -> None:
     model = AGDPPO("MlpPolicy", ToyEnv(), guidance=SmallActions(), **SMALL).learn(32)
     model.imagine(np.zeros((2, 3)), guidance_scale=1.0)
     model.guidance_mode = "gradient"
-    with pytest.raises(ValueError, match=r'SmallActions depends on neither .* `guidance_mode="select"`'):
+    with pytest.raises(ValueError, match=r'The objective depends on neither .* `guidance_mode="select"`'):
         model.imagine(np.zeros((2, 3)), guidance_scale=1.0)
 
 

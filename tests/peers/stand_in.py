@@ -110,6 +110,8 @@ def make_stand_in(algorithm: type[stable_baselines3.PPO], replaced: type[OnPolic
                 settings = dict(LEARNING if learning else EARLY)
                 for_rollout = max(round(UPDATES_PER_STEP * given["n_steps"]), 1)
                 settings["world_model_gradient_steps"] = min(settings["world_model_gradient_steps"], for_rollout)
+                # Imagination before each update, also after rollouts of 5 steps
+                settings["real_steps_per_update"] = min(given["n_steps"], 256)
             seed = {"seed": int(os.environ["PEERS_SEED"])} if "PEERS_SEED" in os.environ else {}
             super().__init__(*args, **settings | given | seed)
 

@@ -20,19 +20,14 @@ from linear_system import (
     linear_critic,
     linear_policy,
     make_model,
+    objective_of,
     seeded,
 )
 from torch import nn
 
-from sb3_agd.world_model import (
-    Critic,
-    ExponentialAdvantageGuide,
-    Guide,
-    RewardGuide,
-    Segments,
-    SigmoidAdvantageGuide,
-)
-from sb3_agd.world_model.guidance import select_candidates
+from sb3_agd.imagination import Critic, ExponentialAdvantageGuide, Guide, RewardGuide, SigmoidAdvantageGuide
+from sb3_agd.imagination.guides import select_candidates
+from sb3_agd.world_model import Segments
 
 
 def test_candidates_with_nan_objectives_come_last_and_huge_objectives_do_not_overflow() -> None:
@@ -64,7 +59,7 @@ def test_guidance_raises_the_expected_advantage_monotonically(sampler: str, guid
     critic = linear_critic()
     expected = []
     for scale in (0.0, 0.1, 0.2, 0.5, 1.0):
-        imagined = model.imagine(start, lambda _, steps: actions[:, steps], guide, critic, scale, seeded(2))
+        imagined = model.imagine(start, lambda _, steps: actions[:, steps], objective_of(guide, critic), scale, seeded(2))
         expected.append(critic.advantages(imagined).sum(1).mean().item())
     assert (th.tensor(expected).diff() > 0.01).all()
 
@@ -75,7 +70,9 @@ def test_reward_guidance_raises_the_expected_reward_monotonically() -> None:
     actions = th.randn(500, HORIZON, ACTION_DIM, generator=seeded(1))
     expected = []
     for scale in (0.0, 0.1, 0.2, 0.5, 1.0):
-        imagined = model.imagine(start, lambda _, steps: actions[:, steps], RewardGuide(), linear_critic(), scale, seeded(2))
+        imagined = model.imagine(
+            start, lambda _, steps: actions[:, steps], objective_of(RewardGuide(), linear_critic()), scale, seeded(2)
+        )
         expected.append(imagined.rewards.sum(1).mean().item())
     assert (th.tensor(expected).diff() > 0.01).all()
 
@@ -100,7 +97,11 @@ def test_guidance_tilts_gaussian_data_as_the_closed_form_says(sampler: str, n_st
     start = th.zeros(1000, OBSERVATION_DIM)
     unguided, guided = (
         model.imagine(
-            start, lambda s, _: s[..., :1], ExponentialAdvantageGuide(), linear_critic(advantage_std), c, seeded(1)
+            start,
+            lambda s, _: s[..., :1],
+            objective_of(ExponentialAdvantageGuide(), linear_critic(advantage_std)),
+            c,
+            seeded(1),
         ).observations[:, 1]
         for c in (0.0, scale)
     )
@@ -119,7 +120,7 @@ def test_guidance_tilts_segments_of_the_linear_system_as_the_closed_form_says(sa
     start, actions = th.zeros(50, OBSERVATION_DIM), th.zeros(50, HORIZON, ACTION_DIM)
     unguided, guided = (
         model.imagine(
-            start, lambda _, steps: actions[:, steps], ExponentialAdvantageGuide(), linear_critic(), c, seeded()
+            start, lambda _, steps: actions[:, steps], objective_of(ExponentialAdvantageGuide(), linear_critic()), c, seeded()
         ).observations[:, 1:]
         for c in (0.0, 0.3)
     )
@@ -136,7 +137,7 @@ def test_guidance_does_not_move_next_states_that_are_certain() -> None:
     model = make_model(horizon=1)
     model.ema_networks["denoiser"] = GaussianDenoiser(model.schedule, 0.0)
     start = th.zeros(20, OBSERVATION_DIM)
-    imagined = model.imagine(start, linear_policy, ExponentialAdvantageGuide(), linear_critic(), 100.0, seeded())
+    imagined = model.imagine(start, linear_policy, objective_of(ExponentialAdvantageGuide(), linear_critic()), 100.0, seeded())
     assert th.equal(imagined.observations[:, 1], start)
     assert model.guidance_norm == 0
 
@@ -148,7 +149,7 @@ def test_sigmoid_guidance_moves_segments_less_than_exponential_guidance_where_ad
     def shift(guide: Guide, bonus: float) -> float:
         critic = Critic(lambda observations: observations @ VALUE_WEIGHTS, lambda rewards: rewards + bonus, GAMMA)
         unguided = model.imagine(start, lambda _, steps: actions[:, steps], generator=seeded())
-        guided = model.imagine(start, lambda _, steps: actions[:, steps], guide, critic, 0.2, seeded())
+        guided = model.imagine(start, lambda _, steps: actions[:, steps], objective_of(guide, critic), 0.2, seeded())
         return (guided.observations - unguided.observations).norm(dim=-1).mean().item()
 
     low, high = -30.0, 30.0
@@ -163,9 +164,9 @@ def test_guidance_scale_zero_equals_no_guide_bit_for_bit(sampler: str, guide: Gu
     model = exact_model(sampler=sampler)
     start = th.randn(20, OBSERVATION_DIM, generator=seeded())
     unguided = model.imagine(start, linear_policy, generator=seeded(1))
-    assert_equal(model.imagine(start, linear_policy, guide, linear_critic(), 0.0, seeded(1)), unguided)
+    assert_equal(model.imagine(start, linear_policy, objective_of(guide, linear_critic()), 0.0, seeded(1)), unguided)
     assert model.guidance_norm == 0
-    model.imagine(start, linear_policy, guide, linear_critic(), 0.5, seeded(1))
+    model.imagine(start, linear_policy, objective_of(guide, linear_critic()), 0.5, seeded(1))
     assert model.guidance_norm > 0
 
 
@@ -179,14 +180,14 @@ def test_guide_sees_denoised_segments_in_raw_units() -> None:
 
     model = exact_model(n_denoising_steps=64)
     start = th.full((50, OBSERVATION_DIM), 7.0)
-    imagined = model.imagine(start, linear_policy, Spy(), linear_critic(), 1e-3, seeded())
+    imagined = model.imagine(start, linear_policy, objective_of(Spy(), linear_critic()), 1e-3, seeded())
     assert len(seen) == 64
     for segments in seen:
         assert th.equal(segments.observations[:, 0], start)
         assert segments.observations.shape == imagined.observations.shape
         assert segments.actions.shape == imagined.actions.shape
         assert segments.rewards.shape == segments.terminations.shape == segments.mask.shape == imagined.rewards.shape
-    # Close to the end of the reverse process the clean estimate hardly differs from the result
+    # Close to the end of the reverse process the denoised segments hardly differs from the result
     assert th.allclose(seen[-1].observations, imagined.observations, atol=0.1)
     assert th.allclose(seen[-1].rewards, imagined.rewards, atol=0.1)
 
@@ -199,7 +200,7 @@ def test_guidance_leaves_no_gradients_behind() -> None:
         model = make_model(network=network)
         start = th.zeros(5, OBSERVATION_DIM)
         guide = SigmoidAdvantageGuide()
-        imagined = model.imagine(start, lambda states, _: policy_net(states), guide, critic, 1.0, seeded())
+        imagined = model.imagine(start, lambda states, _: policy_net(states), objective_of(guide, critic), 1.0, seeded())
         parameters = [*value_net.parameters(), *policy_net.parameters(), *model.parameters()]
         assert all(parameter.grad is None for parameter in parameters)
         assert not any(getattr(imagined, field.name).requires_grad for field in dataclasses.fields(imagined))
@@ -215,7 +216,7 @@ def test_policy_is_asked_at_the_guided_states() -> None:
         return linear_policy(states)
 
     model, asked = exact_model(n_denoising_steps=4), []
-    model.imagine(th.zeros(5, OBSERVATION_DIM), policy, Sum(), linear_critic(), 1.0, seeded())
+    model.imagine(th.zeros(5, OBSERVATION_DIM), policy, objective_of(Sum(), linear_critic()), 1.0, seeded())
     # Four unguided passes, one pass of guidance at the first step, four guided passes, and the states that are returned
     assert len(asked) == 10
     for unguided, guided in zip(asked[1:4], asked[6:9], strict=True):
@@ -232,7 +233,7 @@ def test_guidance_of_any_strength_stays_near_the_observed_range(guide: Guide) ->
         asked.append(states)
         return linear_policy(states)
 
-    imagined = model.imagine(data.observations[:50, 0], policy, guide, linear_critic(), 1e9, seeded(1))
+    imagined = model.imagine(data.observations[:50, 0], policy, objective_of(guide, linear_critic()), 1e9, seeded(1))
     states = (th.cat(asked, dim=1), data.observations)
     for values, observed in (states, (imagined.rewards, data.rewards)):
         width = observed.max() - observed.min()

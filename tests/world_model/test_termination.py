@@ -22,16 +22,15 @@ from linear_system import (
     linear_policy,
     make_model,
     never,
+    objective_of,
     seeded,
     well_fitted,
 )
 from torch import nn
 
-from sb3_agd.world_model import (
-    DiffusionWorldModel,
-    Segments,
-    SigmoidAdvantageGuide,
-)
+from sb3_agd.imagination import SigmoidAdvantageGuide
+from sb3_agd.imagination.segment_errors import prediction_errors
+from sb3_agd.world_model import DiffusionWorldModel, Segments
 from sb3_agd.world_model.segments import mask_after_termination
 
 
@@ -125,7 +124,7 @@ def test_rare_terminations_of_new_transitions_are_predicted_at_the_real_rate(n_t
 
 def test_prediction_error_compares_the_rates_of_termination() -> None:
     model = fitted_to(beyond_limit)
-    errors = model.prediction_error(Recording(beyond_limit, seed=5).segments(5000), seeded(6))
+    errors = prediction_errors(model, Recording(beyond_limit, seed=5).segments(5000), seeded(6))
     assert errors["imagined_terminations"].item() == pytest.approx(errors["real_terminations"].item(), rel=0.25)
 
 
@@ -136,12 +135,12 @@ def test_segments_cut_off_by_the_end_of_the_data_do_not_lower_the_real_rate_of_t
     cut &= ~segments.terminations.any(1)
     assert cut.any()
     whole = segments.map(lambda array: array[~cut])
-    rates = [model.prediction_error(s, seeded())["real_terminations"].item() for s in (segments, whole)]
+    rates = [prediction_errors(model, s, seeded())["real_terminations"].item() for s in (segments, whole)]
     assert rates[0] == rates[1] == pytest.approx(whole.terminations[whole.mask].float().mean().item())
 
 
 def test_first_step_is_compared_if_no_segment_reaches_the_horizon() -> None:
-    errors = fitted(Recording(at_once)).prediction_error(Recording(at_once, seed=5).segments(50), seeded(6))
+    errors = prediction_errors(fitted(Recording(at_once)), Recording(at_once, seed=5).segments(50), seeded(6))
     assert errors["states"][0].isfinite()
     assert errors["imagined_terminations"].isfinite()
     assert errors["real_terminations"] == 1
@@ -177,7 +176,7 @@ def test_user_given_rule_of_termination_replaces_the_model() -> None:
 
     model = fitted(Recording(by_chance), termination_fn=rule)
     start = th.randn(50, OBSERVATION_DIM, generator=seeded())
-    imagined = model.imagine(start, linear_policy, SigmoidAdvantageGuide(), linear_critic(), 1.0, seeded(1))
+    imagined = model.imagine(start, linear_policy, objective_of(SigmoidAdvantageGuide(), linear_critic()), 1.0, seeded(1))
     above = imagined.observations[:, 1:, 0] > 0
     assert th.equal(imagined.terminations[imagined.mask], above[imagined.mask])
     assert imagined.terminations.any()

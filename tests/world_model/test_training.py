@@ -26,16 +26,15 @@ from linear_system import (
 )
 from torch import nn
 
-from sb3_agd.world_model import (
-    Segments,
-)
+from sb3_agd.imagination.segment_errors import prediction_errors
+from sb3_agd.world_model import Segments
 from sb3_agd.world_model.denoisers import ResidualMLPDenoiser
 
 
 @each_network
 def test_fit_learns_a_deterministic_linear_system(network: str) -> None:
     model = well_fitted(Recording(), network=network)
-    errors = model.prediction_error(Recording(seed=5).segments(500), seeded(6))
+    errors = prediction_errors(model, Recording(seed=5).segments(500), seeded(6))
     assert errors["states"].shape == errors["persistence"].shape == errors["rewards"].shape == (HORIZON,)
     assert (errors["states"] < 0.1 * errors["persistence"]).all()
     assert (errors["rewards"] < 0.1).all()
@@ -109,7 +108,7 @@ class Rescaled(Recording):
 def test_constant_dimensions_and_extreme_scales_are_learned_alike() -> None:
     model = well_fitted(Rescaled(), observation_dim=3)
     held_out = Rescaled(seed=5).segments(500)
-    errors = model.prediction_error(held_out, seeded(6))
+    errors = prediction_errors(model, held_out, seeded(6))
     assert (errors["states"] < 0.2 * errors["persistence"]).all()
     assert (errors["rewards"] < 0.2).all()
     imagined = model.imagine(held_out.observations[:, 0], lambda _, steps: held_out.actions[:, steps], generator=seeded(7))

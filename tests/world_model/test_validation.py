@@ -12,13 +12,12 @@ from linear_system import (
     linear_critic,
     linear_policy,
     make_model,
+    objective_of,
     seeded,
 )
 from torch import nn
 
-from sb3_agd.world_model import (
-    RewardGuide,
-)
+from sb3_agd.imagination import RewardGuide
 
 
 @pytest.mark.parametrize(
@@ -57,12 +56,9 @@ def test_bad_argument_is_refused_by_name(argument: str, value: Any) -> None:
 @pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
 def test_bad_guidance_scale_is_refused_by_name(scale: float) -> None:
     with pytest.raises(ValueError, match="`guidance_scale`"):
-        make_model().imagine(th.zeros(2, OBSERVATION_DIM), linear_policy, RewardGuide(), linear_critic(), scale, seeded())
-
-
-def test_guide_without_a_critic_is_refused() -> None:
-    with pytest.raises(ValueError, match="`critic`"):
-        make_model().imagine(th.zeros(2, OBSERVATION_DIM), linear_policy, RewardGuide(), None, 1.0, seeded())
+        make_model().imagine(
+            th.zeros(2, OBSERVATION_DIM), linear_policy, objective_of(RewardGuide(), linear_critic()), scale, seeded()
+        )
 
 
 @pytest.mark.parametrize("argument", ["sampler", "network"])

@@ -2,9 +2,12 @@
 Guides: what imagined segments are steered towards.
 
 A guide defines one scalar ``J`` per segment. Guided segments follow the world model's distribution reweighted by
-``exp(scale * J)`` (arXiv 2604.09035). How this is done is the business of :mod:`sb3_agd.world_model.guidance`.
+``exp(scale * J)`` (arXiv 2604.09035). Either one of several candidates is drawn,
+which is self-normalised importance sampling (:func:`select_candidates`), exact in the limit of many candidates. Or the world
+model moves its denoised segments along the gradient of ``J``, as far as it leaves them uncertain.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,6 +113,27 @@ class RewardGuide(Guide):
 
     def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
         return (critic.rewards(segments.rewards) * segments.mask).sum(1) / critic.advantage_std
+
+
+def select_candidates(
+    objectives: th.Tensor, n_candidates: int, scale: float, generator: th.Generator | None = None
+) -> th.Tensor:
+    """
+    Draw one candidate of each group with probability proportional to ``exp(scale * J)``. Candidates whose objective is
+    not a number come last.
+
+    :param objectives: ``J`` of all candidates, those of a group one after the other, shape (B * n_candidates,)
+    :param n_candidates: Number of candidates of a group
+    :param scale: Strength of the guidance
+    :param generator: Source of randomness
+    :return: Positions of those that were drawn, shape (B,)
+    """
+    lowest, highest = th.finfo(objectives.dtype).min, th.finfo(objectives.dtype).max
+    # Softmax takes differences, which must not overflow either
+    bounded = (scale * objectives).nan_to_num(nan=-math.inf).clamp(lowest / 4, highest / 4)
+    probabilities = bounded.view(-1, n_candidates).softmax(1)
+    drawn = th.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    return drawn + th.arange(0, len(objectives), n_candidates, device=objectives.device)
 
 
 GUIDES: dict[str, type[Guide]] = {

@@ -7,15 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch as th
 
-from sb3_agd.world_model import (
-    Critic,
-    ExponentialAdvantageGuide,
-    Guide,
-    RewardGuide,
-    Segments,
-    SigmoidAdvantageGuide,
-)
-from sb3_agd.world_model.guides import GUIDES
+from sb3_agd.imagination import Critic, ExponentialAdvantageGuide, Guide, RewardGuide, SigmoidAdvantageGuide
+from sb3_agd.imagination.guides import GUIDES
+from sb3_agd.world_model import Segments
 from sb3_agd.world_model.segments import mask_after_termination
 
 GAMMA = 0.9
