@@ -241,7 +241,7 @@ def test_a_world_model_that_was_never_trained_is_not_imagined_with() -> None:
 
 def test_imagine_refuses_bad_observations() -> None:
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
-    for observations in (np.zeros(3), np.zeros((2, 4)), np.full((2, 3), np.nan)):
+    for observations in (np.zeros(4), np.zeros((2, 4)), np.full((2, 3), np.nan)):
         with pytest.raises(ValueError, match="`observations`"):
             model.imagine(observations)
 
