@@ -22,7 +22,7 @@ from sb3_agd.checkpoint.resumable_ppo import ResumablePPO, as_callback
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.space_codecs import make_codec
 from sb3_agd.imagination import Guide, Imagination, ImaginationState, Settings
-from sb3_agd.imagination.inputs import batched
+from sb3_agd.imagination.inputs import batched, encoded_actions
 from sb3_agd.world_model import DiffusionWorldModel, Segments
 from sb3_agd.world_model.termination import TerminationFn
 
@@ -272,7 +272,7 @@ class AGDPPO(ResumablePPO):
         else:
             if guidance is not None or horizon is not None:
                 raise ValueError("`actions` decide about the segments: `guidance` and `horizon` cannot be given with them")
-            given = imagination.given_actions(np.asarray(actions), len(starts))
+            given = encoded_actions(imagination.action_codec, self.action_space, np.asarray(actions), len(starts))
             imagination.check_trained()
             segments = imagination.world_model.predict(starts, given, imagination.generator(seed))
         states = imagination.observation_codec.elements(segments.observations)

@@ -22,7 +22,7 @@ from sb3_agd.experience.segment_source import ReplaySegmentSource
 from sb3_agd.experience.space_codecs import make_codec, map_parts
 from sb3_agd.experience.vec_normalize import Normalization, normalizing_wrapper
 from sb3_agd.imagination.guides import Critic, select_candidates
-from sb3_agd.imagination.inputs import encoded_actions, encoded_observations, recent_states, states_along
+from sb3_agd.imagination.inputs import encoded_observations, recent_states, states_along
 from sb3_agd.imagination.policy_adapter import FixedNoisePolicy, PolicyAdapter, check_distribution
 from sb3_agd.imagination.rollout_rows import rollout_rows
 from sb3_agd.imagination.segment_errors import segment_errors
@@ -318,16 +318,6 @@ class Imagination:
         """
         vectors = encoded_observations(self.observation_codec, self.model.observation_space, observations)
         # A copy: the user's array may be read-only
-        return th.tensor(vectors, device=self.model.device)
-
-    def given_actions(self, actions: np.ndarray, n_segments: int) -> th.Tensor:
-        """
-        :param actions: As the environment receives them, or flattened, shape (B, H, action_dim)
-        :param n_segments: Number of start states, B
-        :return: Action vectors, shape (B, H, action_size)
-        :raises ValueError: If their shape or a value is invalid
-        """
-        vectors = encoded_actions(self.action_codec, self.model.action_space, actions, n_segments)
         return th.tensor(vectors, device=self.model.device)
 
     def imagine(
