@@ -178,10 +178,8 @@ class AGDPPO(ResumablePPO):
         return Settings.of(self)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        settings = self.settings
-        self.imagination.settings.check_successor(settings)
         bar = ProgressBarCallback() if progress_bar else None
-        guidance_callback = GuidanceCallback(**vars(settings), verbose=self.verbose)
+        guidance_callback = GuidanceCallback(**vars(self.settings), verbose=self.verbose)
         guidance_callback.attach(self, bar)
         self._guidance_callback = guidance_callback
         # Before the user's callbacks: a checkpoint holds the step that it was taken at
@@ -246,8 +244,8 @@ class AGDPPO(ResumablePPO):
         (``guidance="none"``).
 
         :param observations: Observations as the environment gives them, not as ``VecNormalize`` does, shape
-            (B, observation_dim), or a dictionary of such arrays. A single one is a batch of one. With another wrapper around
-            ``VecNormalize``, frame stacking for example, those that this one puts out
+            (B, observation_dim), or a dictionary of such arrays. A single one is a batch of one. If another wrapper is around
+            ``VecNormalize``, frame stacking for example, observations as that wrapper returns them
         :param guidance: See :class:`Settings`; ``None`` for the model's own
         :param guidance_scale: Strength of the guidance, taken as it is; ``None`` for the model's own at the current
             progress
@@ -270,8 +268,9 @@ class AGDPPO(ResumablePPO):
             imagination.check_trained()
             segments, _ = imagination.imagine(starts, chosen, imagination.generator(seed), horizon)
         else:
-            if guidance is not None or horizon is not None:
-                raise ValueError("`actions` decide about the segments: `guidance` and `horizon` cannot be given with them")
+            for name, value in (("guidance", guidance), ("guidance_scale", guidance_scale), ("horizon", horizon)):
+                if value is not None:
+                    raise ValueError(f"`{name}` cannot be given with `actions`, which determine the segments")
             given = encoded_actions(imagination.action_codec, self.action_space, np.asarray(actions), len(starts))
             imagination.check_trained()
             segments = imagination.world_model.predict(starts, given, imagination.generator(seed))

@@ -74,11 +74,11 @@ class GuidanceCallback(BaseCallback):
         arguments = dict(locals())
         super().__init__(verbose)
         vars(self).update({each.name: arguments[each.name] for each in fields(Settings)})
-        # Whose attributes the settings are, and whether its updates are divided into rounds: AGDPPO's
+        # The settings are attributes of this object or of AGDPPO, which also divides its updates into rounds
         self._owner: Any = self
         self._has_rounds = False
         self._progress_bar: ProgressBarCallback | None = None
-        # As they were at the end of the newest rollout
+        # As they were at the start of training or at the end of the newest rollout
         self.settings = Settings.of(self)
         self.imagination: Imagination | None = None
         self._log = TrainingLog()
@@ -87,7 +87,7 @@ class GuidanceCallback(BaseCallback):
 
     def attach(self, model: Any, progress_bar: ProgressBarCallback | None) -> None:
         """
-        Work for AGDPPO, by the settings that are its attributes, with the world model and the transitions that it has.
+        Use the settings, the world model and the replay buffer of AGDPPO.
 
         :param model: AGDPPO
         :param progress_bar: SB3's progress bar, which also shows the progress of the first fit of the world model
@@ -119,6 +119,7 @@ class GuidanceCallback(BaseCallback):
         installed = getattr(self.model, "imagination", None)
         if installed is not None and self.imagination is not installed:
             raise ValueError(f"{type(self.model).__name__} installs a GuidanceCallback by itself: give its arguments there")
+        self._update_settings()
         if self.imagination is None:
             self.imagination = Imagination(self.model, self.settings)
         if self.imagination.model is not self.model:
@@ -129,7 +130,7 @@ class GuidanceCallback(BaseCallback):
         assert imagination is not None
         check_sees_each_step(self)
         self._log.start()
-        # `learn` has reset the environments, or a checkpoint is about to put them back
+        # `learn` has reset the environments, or a checkpoint is about to restore them
         has_begun = bool(np.all(model._last_episode_starts)) and not imagination.recorder.has_seen(model._last_obs)
         is_resumed = getattr(model, "run_state", None) is not None
         if self._is_training or not (has_begun or is_resumed or imagination.recorder.knows_environments()):
@@ -143,7 +144,7 @@ class GuidanceCallback(BaseCallback):
         self._is_training = True
         if has_begun:
             imagination.recorder.close_episodes()
-        if 2 * self._n_real <= self.settings.real_steps_per_update:
+        if 2 * self._n_real <= self.settings.real_steps_per_update and self.settings.synthetic_ratio != 0:
             self._log.warn_once(
                 "short rollouts",
                 f"Rollouts have {self._n_real} transitions, and imagination takes place once per `real_steps_per_update`, "
@@ -169,12 +170,21 @@ class GuidanceCallback(BaseCallback):
         self.imagination.recorder.record(self.locals)
         return True
 
+    def _update_settings(self) -> None:
+        """
+        Read the present settings.
+
+        :raises ValueError: If one is invalid, or may not change any more
+        """
+        settings = Settings.of(self._owner)
+        if self.imagination is not None:
+            self.imagination.settings.check_successor(settings)
+        self.settings = settings
+
     def _on_rollout_end(self) -> None:
         imagination = self.imagination
         assert imagination is not None
-        settings = Settings.of(self._owner)
-        imagination.settings.check_successor(settings)
-        self.settings = settings
+        self._update_settings()
         imagination.finish_rollout(self._buffer)
         if self._is_due:
             # Before it is trained on them
@@ -188,8 +198,8 @@ class GuidanceCallback(BaseCallback):
 
     def further_rounds(self) -> Iterator[int]:
         """
-        The rounds of updates after the first, which begins with the end of the rollout. At the start of each, the world model
-        is trained further, and newly imagined transitions replace those of the round before.
+        Rounds of updates after the first one. At the start of each, the world model is trained further, and newly imagined
+        transitions replace those of the round before.
 
         :return: Their numbers. None if the first round had no imagined transitions, and so all of the real ones
         """
@@ -243,7 +253,7 @@ class GuidanceCallback(BaseCallback):
 
     @property
     def _is_due(self) -> bool:
-        """Whether another ``real_steps_per_update`` steps are complete: not after each rollout, if they are short."""
+        """Whether the newest rollout has completed another ``real_steps_per_update`` steps. Not all short rollouts do."""
         interval = self.settings.real_steps_per_update
         return self.num_timesteps // interval > (self.num_timesteps - self._n_real) // interval
 
@@ -254,7 +264,7 @@ class GuidanceCallback(BaseCallback):
 
     @property
     def _n_imagined(self) -> int:
-        """Number of transitions to imagine in a round: none also if a schedule comes close to 0 without getting there."""
+        """Number of transitions to imagine in a round, rounded: 0 if a schedule is close to 0."""
         return round(self._synthetic_ratio * self._n_real / self.n_rounds)
 
     def _guidance(self, imagination: Imagination) -> Guidance:
@@ -274,7 +284,7 @@ class GuidanceCallback(BaseCallback):
         """
         if self._n_imagined == 0:
             return False
-        # A model loaded without its transitions imagines at once, but must not forget on a handful of new ones
+        # A model loaded without its transitions imagines at once, but a fit to a few new ones would spoil its world model
         is_usable = self.world_model.is_trained
         if imagination.replay_buffer.holds(self.settings.world_model_warmup):
             is_usable = self._fit(imagination)

@@ -96,8 +96,8 @@ class AugmentedRolloutBuffer(RolloutBuffer):
             self._all_rows = RolloutBufferSamples(*(map_parts(self._joined, *both) for both in columns))
         n_rows = len(self._all_rows.advantages)
         indices = th.as_tensor(self._rng.permutation(n_rows), device=self.device)
-        # All of nearly the same size: the number of imagined rows is any, and a few rows left over at the end would have a
-        # whole update of their own, with advantages that are normalised among themselves
+        # Minibatches of nearly equal size: the number of rows is seldom a multiple of `batch_size`, and a few rows left over
+        # would make an update of their own, with advantages normalised among these few
         n_batches = 1 if batch_size is None else math.ceil(n_rows / batch_size)
         for batch in indices.tensor_split(n_batches):
             yield RolloutBufferSamples(

@@ -18,7 +18,7 @@ class TrainingLog:
         self.start()
 
     def start(self) -> None:
-        """Begin with a new training."""
+        """Reset times and counts at the start of training."""
         self._seconds = {"fit": 0.0, "imagine": 0.0}
         self._iteration_start = time.perf_counter()
         # Imagined transitions since the newest log, and in the whole training

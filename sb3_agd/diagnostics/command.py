@@ -72,7 +72,7 @@ def load_normalization(file: Path) -> Normalization:
     :return: Its statistics and limits
     :raises FileNotFoundError: If there is no such file
     """
-    # The agent's file holds pickles, too: whoever loads it trusts its folder
+    # No more dangerous than the agent's file, which holds pickles, too
     return Normalization.of(pickle.loads(file.read_bytes()))
 
 
@@ -89,7 +89,7 @@ def training_environment(model: Path, env_id: str) -> tuple[dict[str, Any], Call
     arguments = settings.get("env_kwargs", {})
     command_line = folder / "args.yml"
     if command_line.is_file():
-        # The agent's file holds pickles, too: whoever loads it trusts its folder
+        # No more dangerous than the agent's file, which holds pickles, too
         arguments = yaml.load(command_line.read_text(), Loader=yaml.UnsafeLoader)["env_kwargs"] or arguments
     wrapper, n_frames = get_wrapper_class(settings), settings.get("frame_stack")
     if n_frames is None:

@@ -62,8 +62,8 @@ class TransitionRecorder:
     def has_seen(self, observations: Any) -> bool:
         """
         :param observations: SB3's last observations
-        :return: Whether they are, unchanged, the object that SB3 had before or after the last recorded step: it has not
-            got others since, but keeps those before the step if a callback stopped the training
+        :return: Whether they are the object that SB3 held before or after the last recorded step, with the same values. SB3
+            keeps the one from before the step if a callback stops the training
         """
         return any(observations is seen and is_same(observations, before) for seen, before in self._seen_observations)
 
@@ -167,7 +167,7 @@ class TransitionRecorder:
         """
         before = self.model._last_obs
         known = [pair for pair in self._seen_observations if pair[0] is before]
-        # The copy of the step before serves this one, too
+        # The copy made after the previous step is reused
         self._seen_observations = [
             known[-1] if known else (before, copied(before)),
             (new_observations, copied(new_observations)),
@@ -195,7 +195,7 @@ class TransitionRecorder:
         self, terminal_observation: np.ndarray | dict[str, np.ndarray]
     ) -> np.ndarray | dict[str, np.ndarray]:
         """
-        :param terminal_observation: Last observation of an episode, as VecNormalize puts it out
+        :param terminal_observation: Last observation of an episode, as VecNormalize returns it
         :return: The same in raw units
         """
         env = normalizing_wrapper(self.model.env)

@@ -1,4 +1,4 @@
-"""What can be known of vectorised environments, SB3's own and those of other packages."""
+"""Functions of vectorised environments, SB3's own and those of other packages."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 def innermost(env: Any) -> Any:
     """
     :param env: Vectorised environment, ``None`` for none
-    :return: What its wrappers are around, which need not be a ``VecEnv``: adapters of other packages are wrappers, too
+    :return: The environment inside all wrappers. It need not be a ``VecEnv``, because adapters of other packages are wrappers
     """
     while isinstance(env, VecEnvWrapper):
         env = env.venv

@@ -39,7 +39,7 @@ from sb3_agd.world_model import DiffusionWorldModel, Segments
 RECENT_ROLLOUTS = 20
 # Segments of the newest rollout that the world model is tested on before it sees them
 HELD_OUT_SEGMENTS = 256
-# Advantages that differ less than this from their mean, in standard deviations of past rollouts, are all the same
+# Advantages count as constant if all differ less than this from their mean, in standard deviations of past rollouts
 SAME_ADVANTAGE = 1e-4
 # Weight of the newest rollout in the running deviation of the advantage
 ADVANTAGE_STD_RATE = 0.1
@@ -153,7 +153,7 @@ class Imagination:
 
     def generator(self, seed: int | None = None) -> th.Generator:
         """
-        :param seed: ``None`` to draw one from the private stream
+        :param seed: ``None`` to draw one from the private generator
         :return: A new generator on the algorithm's device
         """
         if seed is None:
@@ -202,10 +202,10 @@ class Imagination:
         """
         starts = self.replay_buffer.transitions_since(self._observed)
         rollout = self.replay_buffer.segments(*starts, horizon=1)
-        begins = th.from_numpy(self.replay_buffer.episode_starts(*starts))
+        is_episode_start = th.from_numpy(self.replay_buffer.episode_starts(*starts))
         self._observed = self.replay_buffer.position.copy()
         self.world_model.observe(
-            th.cat([rollout.observations[begins, 0], rollout.observations[:, 1]]),
+            th.cat([rollout.observations[is_episode_start, 0], rollout.observations[:, 1]]),
             rollout.actions[:, 0],
             rollout.rewards[:, 0],
             rollout.terminations[:, 0],
@@ -366,7 +366,7 @@ class Imagination:
         def bounded_values(vectors: th.Tensor) -> th.Tensor:
             return th.clamp(agent.values(vectors), *value_range)
 
-        # A critic that has seen nothing, or only constant rewards, gives no unit to measure advantages in
+        # Before the first rollout, or if all advantages are equal, there is no unit to measure advantages in
         return Critic(bounded_values, agent.rewards, self._gamma, self.state.advantage_std or 1.0)
 
     def imagine_rows(self, guidance: Guidance, n_rows: int) -> tuple[RolloutBufferSamples, float]:

@@ -65,18 +65,21 @@ def action_parameters(policy: ActorCriticPolicy, observations: Observations) -> 
 
     :param policy: A policy
     :param observations: As the policy sees them, N of them
-    :return: Means or logits, shape (N, action_size), and the features that gSDE multiplies its noise with
+    :return: Means or logits, shape (N, action_size), and for means what the noise is multiplied with: the features of gSDE,
+        or standard deviations
     """
     if has_own_distribution(policy):
         distribution: Any = policy.get_distribution(observations)
         inner = distribution.distribution
         if isinstance(distribution, MultiCategoricalDistribution):
             return th.cat([part.logits for part in inner], dim=-1), inner[0].logits
-        outputs = inner.mean if isinstance(inner, th.distributions.Normal) else inner.logits
-        return outputs, getattr(distribution, "_latent_sde", outputs)
+        if isinstance(inner, th.distributions.Normal):
+            return inner.mean, getattr(distribution, "_latent_sde", inner.stddev)
+        return inner.logits, inner.logits
     features = BaseModel.extract_features(policy, observations, policy.pi_features_extractor)
     latent = policy.mlp_extractor.forward_actor(features)
-    return policy.action_net(latent), latent
+    is_gaussian = isinstance(policy.action_dist, DiagGaussianDistribution)
+    return policy.action_net(latent), policy.log_std.exp() if is_gaussian else latent
 
 
 class PolicyAdapter:
@@ -217,19 +220,19 @@ class FixedNoisePolicy:
         :return: Actions as SB3's rollout buffer stores them, shape (B * n, action_dim)
         """
         policy = self.agent.model.policy
-        outputs, latent = action_parameters(policy, observations)
+        outputs, scale = action_parameters(policy, observations)
         distribution = policy.action_dist
         if isinstance(distribution, StateDependentNoiseDistribution):
-            latent = latent.view(len(self.noise), -1, self.noise.shape[2])
+            features = scale.view(len(self.noise), -1, self.noise.shape[2])
             std = distribution.get_std(policy.log_std)
             matrices, lengths = (part.tolist() for part in self._matrices[steps].unique_consecutive(return_counts=True))
-            runs = zip(matrices, latent.split(lengths, dim=1), strict=True)
+            runs = zip(matrices, features.split(lengths, dim=1), strict=True)
             exploration = th.cat([th.bmm(part, self.noise[:, matrix] * std) for matrix, part in runs], dim=1)
             actions = outputs + exploration.flatten(0, 1)
             return actions if distribution.bijector is None else distribution.bijector.forward(actions)
         noise = self.noise[:, steps].flatten(0, 1)
         if isinstance(distribution, DiagGaussianDistribution):
-            actions = outputs + policy.log_std.exp() * noise
+            actions = outputs + scale * noise
             return th.tanh(actions) if isinstance(distribution, SquashedDiagGaussianDistribution) else actions
         if isinstance(distribution, BernoulliDistribution):
             return (outputs + noise > 0).float()

@@ -152,7 +152,7 @@ class Settings:
         states, and the policy learns from these segments, as in the paper
     :param guidance_scale: Strength of the guidance, per standard deviation of the advantage: segments are reweighted by
         ``exp(guidance_scale * objective)``. In training it is multiplied by the explained variance of the critic, so
-        that a critic that knows nothing guides nothing. It can be a function of the current progress remaining (from 1
+        that an untrained critic has no influence. It can be a function of the current progress remaining (from 1
         to 0)
     :param n_candidates: Candidate segments for each real start state, with ``guidance_mode="select"``
     :param horizon: Number of transitions of an imagined segment, best 1, 2 or a multiple of 4, see
@@ -175,13 +175,14 @@ class Settings:
     :param world_model_warmup: Real transitions before the world model is first fitted and used
     :param buffer_size: Size of the replay buffer of real transitions that the world model is trained on, in rows: one for
         each transition and one for the last state of each episode; the oldest are overwritten
-    :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` XX        ``ema_decay``)
+    :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel`: ``network``,
+        ``network_kwargs``, ``ema_decay`` and ``open_loop_length``
     :param termination_fn: The true rule of termination if it is known, in place of the learned one. It gets numpy
         arrays ``(observations, actions, next_observations)`` in raw units with one row per transition and returns
         one boolean per row
-    :param real_steps_per_update: Real transitions per policy update, about. After a rollout of 1.5 times as many or more,
-        AGDPPO updates the policy several times, each time with another part of the real transitions and with segments that
-        the newest policy imagines in a world model that is trained further
+    :param real_steps_per_update: Approximate number of real transitions per policy update. After a rollout of 1.5 times as
+        many or more, AGDPPO updates the policy several times, each time with another part of the real transitions and with
+        segments that the newest policy imagines in a world model that is trained further
     :raises ValueError: If a setting is invalid
     """
 
@@ -247,7 +248,8 @@ class Settings:
         """
         for each in fields(self):
             before, now = getattr(self, each.name), getattr(successor, each.name)
-            if not each.metadata["changeable"] and before != now:
+            # An empty dictionary is the same as `None`
+            if not each.metadata["changeable"] and (before or None) != (now or None):
                 raise ValueError(
                     f"`{each.name}` was {before} when the world model was built, and cannot be {now} now. To change it, make "
                     "a new model, or save this one and give the new setting to `AGDPPO.load`"

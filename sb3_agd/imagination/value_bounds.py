@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
 UNKNOWN_RANGE = (-math.inf, math.inf)
-# With a discount factor of 1, or close to it, returns are sums of so many rewards
+# Returns count as sums of this many rewards at most, also if the discount factor is 1 or close to it
 MAX_RETURN_STEPS = 10_000
 
 
@@ -42,8 +42,8 @@ def attainable_range(low_reward: float, high_reward: float, gamma: float) -> tup
 
     Values learned on imagined states feed on themselves: each target bootstraps on values of other imagined states, which no
     real reward ever corrects, and optimism can grow without limit. The bound is independent of that loop, since it is made
-    of real rewards alone. It leaves room for improvement: it is reached by whoever earns the highest reward at each step. A
-    bound by the returns earned so far would not let imagination value what is better than them.
+    of real rewards alone. It leaves room for improvement: only an agent that earns the highest reward at each step reaches it.
+    A bound by the returns earned so far would cut the values of better behaviour.
 
     :param low_reward: Lowest real reward, in the critic's units
     :param high_reward: Highest real reward, in the critic's units
@@ -85,5 +85,5 @@ def bound_values(
     buffer.values = np.clip(values, low, high)
     buffer.compute_returns_and_advantage(last_values.clamp(low, high), dones)
     np.clip(buffer.returns, low, high, out=buffer.returns)
-    # PPO clips the change of the values (`clip_range_vf`) from what the critic really said
+    # PPO limits how far values move from those of the critic (`clip_range_vf`)
     buffer.values = values

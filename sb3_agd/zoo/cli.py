@@ -175,7 +175,7 @@ def missing_extra(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         packages = [error.name.partition(".")[0]]
     elif isinstance(error, ImportError) and error.name is None:
-        # Other packages' own words on one of theirs that is optional
+        # Some packages name their optional dependencies in the message only
         packages = re.findall(r"\w+", str(error).lower())
     else:
         packages = []

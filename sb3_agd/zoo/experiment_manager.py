@@ -97,7 +97,7 @@ class SaveStatisticsCallback(BaseCallback):
 
 class ResumedModel:
     """
-    A model whose ``learn`` goes on with the run that it was loaded from. All else is as it is.
+    A model whose ``learn`` goes on with the run that it was loaded from. All other attributes are the model's.
 
     :param model: Loaded from a checkpoint
     """

@@ -85,7 +85,7 @@ def gather_files(agent: Path, env_name: EnvironmentName, name: ModelName, folder
     shutil.copy(agent, folder / name.filename)
     shutil.copy(settings / "args.yml", folder)
     shutil.copy(settings / "config.yml", folder)
-    # As trustworthy as the agent's file, which holds pickles
+    # No more dangerous than the agent's file, which holds pickles, too
     env_kwargs = yaml.load((settings / "args.yml").read_text(), Loader=yaml.UnsafeLoader)["env_kwargs"]
     (folder / "env_kwargs.yml").write_text(yaml.dump(env_kwargs or {}))
     statistics = settings / "vecnormalize.pkl"

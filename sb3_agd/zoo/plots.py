@@ -59,8 +59,8 @@ def load_results(files: list[str]) -> Results:
     """
     results: Results = {}
     for file in files:
-        with open(file if file.endswith(".pkl") else f"{file}.pkl", "rb") as stream:
-            content = pickle.load(stream)
+        with open(file if file.endswith(".pkl") else f"{file}.pkl", "rb") as opened:
+            content = pickle.load(opened)
         # The same figures as text
         content.pop("results_table", None)
         for task, methods in content.items():

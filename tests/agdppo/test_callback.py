@@ -297,10 +297,18 @@ def test_short_rollouts_are_imagined_from_once_per_real_steps_per_update() -> No
     assert callback.world_model.n_updates == (5 + 1 + 1) * SMALL["world_model_gradient_steps"]
 
 
-def test_long_rollouts_raise_no_warning_of_short_ones() -> None:
+@pytest.mark.parametrize("settings", [{}, {"real_steps_per_update": 1000, "synthetic_ratio": 0}])
+def test_long_rollouts_and_plain_ppo_raise_no_warning_of_short_rollouts(settings: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64)
+        AGDPPO("MlpPolicy", ToyEnv(), **SMALL | settings).learn(64)
+
+
+def test_settings_of_a_callback_may_change_before_training_begins() -> None:
+    callback = GuidanceCallback(**GUIDANCE)
+    callback.horizon = 2
+    A2C("MlpPolicy", ToyEnv(), n_steps=32, rollout_buffer_class=AugmentedRolloutBuffer, device="cpu").learn(64, callback)
+    assert callback.world_model.horizon == 2
 
 
 @pytest.mark.parametrize("verbose", [0, 1])

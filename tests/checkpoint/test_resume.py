@@ -93,6 +93,8 @@ def assert_equal_runs(model: AGDPPO, other: AGDPPO) -> None:
         ("Hopper-v5", 2, True, {"n_steps": 16}),
         ("Ant-v5", 1, False, {}),
         ("Reacher-v5", 1, True, {"real_steps_per_update": 8}),
+        # Rollouts of which not all are imagined from
+        ("Pendulum-v1", 1, True, {"real_steps_per_update": 48}),
         ("Pendulum-v1", 1, False, {"use_sde": True, "sde_sample_freq": 4}),
         ("CartPole-v1", 2, False, {"n_steps": 16, "learning_rate": FALLING, "world_model_learning_rate": FALLING}),
     ],

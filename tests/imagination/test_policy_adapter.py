@@ -105,6 +105,21 @@ def test_a_policy_with_a_distribution_of_its_own_is_asked_for_it(space: spaces.S
     assert set(first.flatten().tolist()) == {1, 2}
 
 
+class CautiousPolicy(ActorCriticPolicy):
+    """Computes its standard deviation, here always 0.1, rather than taking it from ``log_std``."""
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+        mean = self.action_net(latent_pi)
+        return self.action_dist.proba_distribution(mean, th.full_like(mean, float(np.log(0.1))))
+
+
+def test_imagined_actions_have_the_standard_deviation_of_a_distribution_of_its_own() -> None:
+    model = AGDPPO(CautiousPolicy, ToyEnv(), **SMALL).learn(64)
+    policy = FixedNoisePolicy(model.imagination.agent, 5000, 2, th.Generator().manual_seed(0))
+    policy(th.zeros(5000, 2, 3), slice(0, 2))
+    assert policy.actions.flatten(0, 1).std(0).tolist() == pytest.approx([0.1, 0.1], rel=0.05)
+
+
 def test_discrete_imagined_actions_follow_the_probabilities_of_the_policy() -> None:
     model = AGDPPO("MlpPolicy", "CartPole-v1", **SMALL)
     with th.no_grad():

@@ -109,6 +109,10 @@ def test_a_setting_that_the_world_model_was_built_with_cannot_change_unnoticed(t
     assert loaded.learn(64).world_model.n_denoising_steps == 3
 
 
+def test_an_empty_dictionary_of_world_model_arguments_is_none() -> None:
+    Settings().check_successor(Settings(world_model_kwargs={}))
+
+
 def test_numpy_scalars_are_accepted() -> None:
     numbers = {"guidance_scale": np.float32(1), "synthetic_ratio": np.int64(2), "world_model_learning_rate": np.float32(1e-3)}
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | numbers).learn(64)
