@@ -9,6 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_agd.agdppo import AGDPPO
 from sb3_agd.checkpoint.random_streams import untouched_global_streams
+from sb3_agd.checkpoint.resume import check_sees_each_step
 from sb3_agd.diagnostics.evaluator import Evaluator
 from sb3_agd.imagination import NO_GUIDANCE
 from sb3_agd.world_model.validation import check_integer
@@ -47,12 +48,19 @@ class GuidanceGainCallback(BaseCallback):
         self.n_starts = n_starts
         self.evaluator: Evaluator | None = None
 
+    def _init_callback(self) -> None:
+        check_sees_each_step(self)
+
     def _on_training_start(self) -> None:
+        check_sees_each_step(self)
+        # That of a training which ended with an exception
+        self._on_training_end()
         if not isinstance(self.model, AGDPPO):
             raise ValueError(f"GuidanceGainCallback needs AGDPPO, not {type(self.model).__name__}")
         with untouched_global_streams():
             self.evaluator = Evaluator(self.model, self.make_env, self.model.num_timesteps)
             if self.evaluator.collect_start_states(self.n_starts).snapshots is None:
+                self._on_training_end()
                 raise ValueError(f"`make_env` of GuidanceGainCallback: {NOT_RESTORABLE}")
 
     def _on_step(self) -> bool:
@@ -93,3 +101,4 @@ class GuidanceGainCallback(BaseCallback):
     def _on_training_end(self) -> None:
         if self.evaluator is not None:
             self.evaluator.env.close()
+            self.evaluator = None

@@ -12,7 +12,7 @@ import torch as th
 from environments import SMALL, ToyEnv
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
@@ -123,6 +123,28 @@ def test_only_the_given_environment_is_stepped_and_it_is_closed_at_the_end() -> 
     assert training == {"step": model.num_timesteps, "close": 0}
     assert given["step"] > 0 and given["close"] == 1
     assert sum("agd/true_gain" in row for row in rows) == len(rows) == 4
+
+
+def test_the_given_environment_is_closed_after_an_exception_once_training_goes_on() -> None:
+    def stop(local_variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        if local_variables["self"].num_timesteps == 40:
+            raise KeyboardInterrupt
+        return True
+
+    given = {"step": 0, "close": 0}
+    callback = GuidanceGainCallback(counting(given), n_starts=2)
+    model = AGDPPO("MlpPolicy", "InvertedPendulum-v5", **SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(64, [callback, ConvertCallback(stop)])
+    assert given["close"] == 0
+    model.learn(32, callback)
+    assert given["close"] == 2
+
+
+def test_the_callback_is_refused_where_it_does_not_see_each_rollout() -> None:
+    for callback in (GuidanceGainCallback(ToyEnv), CallbackList([GuidanceGainCallback(ToyEnv)])):
+        with pytest.raises(ValueError, match="GuidanceGainCallback must be called at each step, but EveryNTimesteps"):
+            AGDPPO("MlpPolicy", ToyEnv(), **SMALL).learn(64, EveryNTimesteps(32, callback))
 
 
 @pytest.mark.parametrize("settings", [{"guidance": "none"}, {"guidance_scale": 0.0}])
