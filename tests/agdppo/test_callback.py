@@ -8,28 +8,16 @@ import numpy as np
 import pytest
 import torch as th
 from environments import SMALL, ToyEnv
+from logs import KeptLog
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common import callbacks
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from sb3_agd import AGDPPO, AugmentedRolloutBuffer, GuidanceCallback
 from sb3_agd.imagination import Guidance
-
-
-class KeptLog(KVWriter):
-    """Keeps all that is logged."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        self.rows.append(dict(key_values))
-
-    def close(self) -> None:
-        pass
 
 
 def test_the_callback_is_refused_where_it_does_not_see_each_step() -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch as th
 from environments import SMALL
 from gymnasium.wrappers import RecordVideo
+from logs import KeptLog
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 
 from sb3_agd import AGDPPO, ExponentialAdvantageGuide
@@ -37,19 +38,6 @@ def test_segment_advantage_is_the_return_beyond_the_value_of_the_start() -> None
     expected = (discounts * rewards * mask).sum(1) + gamma**horizon * states[:, -1, 0] - states[:, 0, 0]
     expected[1] -= gamma**horizon * states[1, -1, 0]
     th.testing.assert_close(advantages, expected / 2.0)
-
-
-class KeptLog(KVWriter):
-    """Keeps what is logged."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0) -> None:
-        self.rows.append(dict(key_values))
-
-    def close(self) -> None:
-        pass
 
 
 def train(env: VecEnv, monkeypatch: pytest.MonkeyPatch, interval: int, **kwargs: Any) -> tuple[AGDPPO, list[dict[str, Any]]]:
