@@ -1,7 +1,6 @@
 """Trainings in small environments that are drawn at random."""
 
 import itertools
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,25 +14,43 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_agd import AGDPPO
 
-KINDS = ("box", "discrete", "multi-discrete", "multi-binary")
-GUIDANCES = ("sag", "eag", "reward", "none")
-# All combinations; what is drawn besides depends on their number
-CASES = list(enumerate(itertools.product(KINDS, GUIDANCES, ("gradient", "select"), (False, True))))
+CHOICES = {
+    "action_space": ("box", "discrete", "multi-discrete", "multi-binary"),
+    "guidance": ("sag", "eag", "reward", "none"),
+    "guidance_mode": ("gradient", "select"),
+    "is_normalized": (False, True),
+    "n_envs": (1, 2, 3, 4),
+    "dtype": (np.float32, np.float64),
+    "has_constants": (False, True),
+}
+# Numbers that are drawn evenly from 0 to 1, and scaled where they are used
+DRAWN = ("size", "scale", "reward_scale", "length", "terminal_share", "action_size", "bound")
+DRAWN += ("n_steps", "batch_size", "horizon")
 
 
-def spread(n_points: int, names: Sequence[str]) -> list[dict[str, float]]:
+def combinations_of_choices() -> list[dict[str, Any]]:
+    """All combinations of the first four choices. The others follow from them so that any three are combined in full."""
+    combinations = []
+    for space, guidance, mode, normalized in itertools.product(range(4), range(4), range(2), range(2)):
+        n_envs = space ^ guidance ^ (2 * mode + normalized)
+        dtype, constants = (guidance + mode + normalized) % 2, (space // 2 + mode + normalized) % 2
+        numbers = (space, guidance, mode, normalized, n_envs, dtype, constants)
+        combinations.append({name: CHOICES[name][number] for name, number in zip(CHOICES, numbers, strict=True)})
+    return combinations
+
+
+def latin_hypercube(n_points: int) -> list[dict[str, float]]:
     """
     :param n_points: Number of points
-    :param names: Names of the dimensions
-    :return: Points of a Latin hypercube: of `n_points` equal parts of [0, 1), each dimension has one point in each
+    :return: Points of which each of the `n_points` equal parts of a dimension has one, so that no extreme is missed
     """
     rng = np.random.default_rng(0)
-    parts = rng.permuted(np.tile(np.arange(n_points), (len(names), 1)), axis=1)
-    return [dict(zip(names, point, strict=True)) for point in ((parts + rng.random(parts.shape)) / n_points).T]
+    parts = rng.permuted(np.tile(np.arange(n_points), (len(DRAWN), 1)), axis=1)
+    return [dict(zip(DRAWN, point, strict=True)) for point in ((parts + rng.random(parts.shape)) / n_points).T]
 
 
-ENVIRONMENT = ("size", "is_double", "scale", "reward_scale", "length", "terminal_share", "action_size", "bound")
-DRAWS = spread(len(CASES), (*ENVIRONMENT, "n_envs", "n_steps", "batch_size", "horizon"))
+COMBINATIONS = combinations_of_choices()
+CASES = [choices | draws for choices, draws in zip(COMBINATIONS, latin_hypercube(len(COMBINATIONS)), strict=True)]
 
 
 def power_of_ten(share: float, low: float, high: float) -> float:
@@ -48,32 +65,31 @@ def whole_number(share: float, low: int, high: int) -> int:
 
 class RandomEnv(gym.Env):
     """
-    An environment with spaces, scales, constant dimensions and episodes that a number decides.
+    An environment whose spaces, scales, constant dimensions and episodes a case decides.
 
     :param number: Number of the case
-    :param stream: Which of several such environments, whose numbers must differ
+    :param stream: Which of several such environments, whose observations and rewards must differ
     """
 
     def __init__(self, number: int, stream: int):
-        draw, (kind, *_) = DRAWS[number], CASES[number][1]
-        self.rng = np.random.default_rng(number)
-        size = whole_number(draw["size"], 1, 5)
+        case, self.rng = CASES[number], np.random.default_rng(number)
+        size = whole_number(case["size"], 1, 5)
         self.scale = 10 ** self.rng.uniform(-6, 6, size=size)
-        self.scale[0] = power_of_ten(draw["scale"], -6, 6)
-        self.scale[self.rng.random(size) < 0.2] = 0
-        self.reward_scale = power_of_ten(draw["reward_scale"], -6, 6)
-        self.length = int(power_of_ten(draw["length"], 0, 3))
-        self.terminal_share = draw["terminal_share"]
-        self.observation_space = spaces.Box(
-            -np.inf, np.inf, (size,), dtype=np.float64 if draw["is_double"] < 0.5 else np.float32
-        )
-        action_size, bound = whole_number(draw["action_size"], 1, 3), np.float32(power_of_ten(draw["bound"], -3, 3))
+        self.scale[0] = power_of_ten(case["scale"], -6, 6)
+        if case["has_constants"]:
+            self.scale[-1] = 0
+            self.scale[self.rng.random(size) < 0.2] = 0
+        self.reward_scale = power_of_ten(case["reward_scale"], -6, 6)
+        self.length = int(power_of_ten(case["length"], 0, 3))
+        self.terminal_share = case["terminal_share"]
+        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), dtype=case["dtype"])
+        action_size, bound = whole_number(case["action_size"], 1, 3), np.float32(power_of_ten(case["bound"], -3, 3))
         self.action_space = {
             "box": spaces.Box(-bound, 2 * bound, (action_size,), dtype=np.float32),
             "discrete": spaces.Discrete(action_size + 1),
             "multi-discrete": spaces.MultiDiscrete([2, 3]),
             "multi-binary": spaces.MultiBinary(action_size),
-        }[kind]
+        }[case["action_space"]]
         self.rng = np.random.default_rng([number, stream])
 
     def _observe(self) -> np.ndarray:
@@ -93,29 +109,32 @@ class RandomEnv(gym.Env):
         return self._observe(), self.reward_scale * self.rng.normal(), terminal, over and not terminal, {}
 
 
-@pytest.mark.parametrize(("number", "choices"), CASES)
-def test_random_environments_train_without_errors_and_stay_finite(number: int, choices: tuple[str, str, str, bool]) -> None:
-    _, guidance, guidance_mode, normalizes = choices
-    draw = DRAWS[number]
-    n_envs = whole_number(draw["n_envs"], 1, 4)
-    env: VecEnv = DummyVecEnv([partial(RandomEnv, number, stream) for stream in range(n_envs)])
-    if normalizes:
+@pytest.mark.parametrize("names", itertools.combinations(CHOICES, 3), ids="-".join)
+def test_any_three_choices_are_combined_in_full(names: tuple[str, ...]) -> None:
+    assert {tuple(case[name] for name in names) for case in CASES} == set(itertools.product(*map(CHOICES.get, names)))
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_random_environments_train_without_errors_and_stay_finite(number: int) -> None:
+    case = CASES[number]
+    env: VecEnv = DummyVecEnv([partial(RandomEnv, number, stream) for stream in range(case["n_envs"])])
+    if case["is_normalized"]:
         env = VecNormalize(env)
-    n_steps = whole_number(draw["n_steps"], 2, 39)
+    n_steps = whole_number(case["n_steps"], 2, 39)
     changes = {
         "n_steps": n_steps,
-        "batch_size": whole_number(draw["batch_size"], 2, 59),
-        "horizon": whole_number(draw["horizon"], 1, 8),
-        "guidance": guidance,
-        "guidance_mode": guidance_mode,
+        "batch_size": whole_number(case["batch_size"], 2, 59),
+        "horizon": whole_number(case["horizon"], 1, 8),
+        "guidance": case["guidance"],
+        "guidance_mode": case["guidance_mode"],
         "n_candidates": 3,
-        "real_steps_per_update": n_steps * n_envs,
+        "real_steps_per_update": n_steps * env.num_envs,
         "seed": number,
     }
     model = AGDPPO("MlpPolicy", env, **SMALL | changes)
     rows = ImaginedRows()
-    model.learn(2 * n_steps * n_envs, callback=rows)
+    model.learn(2 * n_steps * env.num_envs, callback=rows)
     assert all(rows.counts)
-    assert model.num_timesteps == 2 * n_steps * n_envs
+    assert model.num_timesteps == 2 * n_steps * env.num_envs
     for module in (model.policy, model.world_model):
         assert all(tensor.isfinite().all() for tensor in module.state_dict().values())
