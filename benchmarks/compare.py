@@ -21,6 +21,7 @@ from benchmarks.evaluation import TimedEvaluation
 from benchmarks.plots import plot_curves
 from benchmarks.settings import algorithm_arguments, load_settings, make_environment
 from sb3_agd import AGDPPO
+from sb3_agd.zoo.cli import filter_mujoco_warnings
 
 ALGORITHMS: dict[str, type[PPO]] = {"agdppo": AGDPPO, "ppo": PPO}
 # Colours that remain distinct for colour-blind readers (Okabe and Ito)
@@ -105,6 +106,7 @@ def main() -> None:
         parser.error("--steps must be at least --eval-freq, or there is nothing to show")
     # More threads slow such small networks down
     th.set_num_threads(1)
+    filter_mujoco_warnings()
     folder = arguments.folder or Path("runs") / f"{arguments.env}-{datetime.now():%Y%m%d-%H%M%S}"
     folder.mkdir(parents=True, exist_ok=True)
     results = {name: train(name, arguments, folder) for name in ALGORITHMS}

@@ -36,6 +36,8 @@ TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Reacher-v5", "Ant-v5", "
 # Imagined transitions per real one, also where the settings let imagination fade out: the numbers would not be equal otherwise
 RATIO = 16
 STREAMS = {"n_streams": 128, "guidance": "none"}
+# As many and as long as those of PPO
+LONG_STREAMS = STREAMS | {"n_streams": RATIO}
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ ARMS = {
     "O_unbounded": Arm(SimulatorAGDPPO, settings={"bounded": False}),
     "O_streams": Arm(SimulatorAGDPPO, settings=STREAMS),
     "O_streams_unbounded": Arm(SimulatorAGDPPO, settings=STREAMS | {"bounded": False}),
+    "O_long_streams": Arm(SimulatorAGDPPO, settings=LONG_STREAMS),
+    "O_long_streams_unbounded": Arm(SimulatorAGDPPO, settings=LONG_STREAMS | {"bounded": False}),
     "L": Arm(AGDPPO),
 }
 # The last arm of each difference is subtracted from the first

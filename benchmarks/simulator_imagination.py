@@ -21,7 +21,6 @@ from sb3_agd.imagination.policy_adapter import FixedNoisePolicy
 from sb3_agd.imagination.value_bounds import UNKNOWN_RANGE, bound_values
 from sb3_agd.world_model import DiffusionWorldModel, Segments
 from sb3_agd.world_model.segment_denoiser import Policy
-from sb3_agd.world_model.segments import as_tensor
 
 # What the next step of a MuJoCo task depends on. The solver starts from the accelerations, and Ant's reward from positions of
 # bodies, which lag behind those of the joints
@@ -80,17 +79,21 @@ class SimulatorModel(DiffusionWorldModel):
         return {"denoising_loss": 0.0, "termination_loss": 0.0}
 
     @th.no_grad()
-    def imagine(self, observations: th.Tensor | np.ndarray, policy: Policy, *args: Any, **kwargs: Any) -> Segments[th.Tensor]:
+    def imagine(
+        self, observations: th.Tensor | np.ndarray, policy: Policy, *args: Any, horizon: int | None = None, **kwargs: Any
+    ) -> Segments[th.Tensor]:
         """
+        Let a policy act. There is no noise of the world, and nothing that a guide could move.
+
         :param observations: Start states in raw units, shape (B, observation_dim), each kept before or part of the newest
             segments
         :param policy: The policy
+        :param horizon: Number of transitions of a segment, ``None`` for the usual one
         :return: Segments in raw units, padded with their last state and masked after a termination
         :raises KeyError: If the state of an observation is not known
         """
-        observations = as_tensor(observations, self.device)
-        batch, horizon = len(observations), self.horizon
-        starts = observations.cpu().numpy()
+        batch, horizon = len(observations), horizon or self.horizon
+        starts = th.as_tensor(observations).cpu().numpy()
         known = ChainMap(self.imagined_states, self.real_states)
         present = [known[start.tobytes()] for start in starts]
         self.imagined_states = {}
@@ -101,7 +104,7 @@ class SimulatorModel(DiffusionWorldModel):
         alive = np.ones(batch, dtype=bool)
         for step in range(horizon):
             mask[:, step] = alive
-            before = th.as_tensor(states[:, step : step + 1], device=observations.device)
+            before = th.as_tensor(states[:, step : step + 1], device=self.device)
             actions[:, step] = policy(before, slice(step, step + 1))[:, 0].cpu().numpy()
             for row in np.flatnonzero(alive):
                 restore(self.data, present[row])
@@ -110,7 +113,7 @@ class SimulatorModel(DiffusionWorldModel):
                 present[row] = self.imagined_states[state.tobytes()] = state_of(self.data)
             alive &= ~terminations[:, step]
         arrays = (states, actions, rewards, terminations, mask)
-        return Segments(*arrays).map(lambda array: th.as_tensor(array, device=observations.device))
+        return Segments(*arrays).map(lambda array: th.as_tensor(array, device=self.device))
 
 
 class StateRecorder(TransitionRecorder):
@@ -128,8 +131,10 @@ class StateRecorder(TransitionRecorder):
 
     def _keep(self) -> None:
         assert self.model.env is not None
-        for index, env in enumerate(self.model.env.get_attr("unwrapped")):
-            self.simulator_model.keep(self.current_observations[index], env.data)
+        # None are known if other code has moved the environments
+        observations: np.ndarray = self.current_observations
+        for env, observation in zip(self.model.env.get_attr("unwrapped"), observations, strict=False):
+            self.simulator_model.keep(observation, env.data)
 
 
 class SimulatorImagination(Imagination):
@@ -184,8 +189,8 @@ class SimulatorImagination(Imagination):
         for step in range(length):
             vectors = th.as_tensor(self._vectors, device=model.device)
             actions = policy(vectors[:, None], slice(step, step + 1))[:, 0].cpu().numpy()
-            observations, taken = agent.policy_observations(vectors), policy.actions[:, step]
-            assert isinstance(observations, th.Tensor)
+            observations: Any = agent.policy_observations(vectors)
+            taken = policy.actions[:, step]
             values, log_probs, _ = model.policy.evaluate_actions(observations, taken)
             following, raw_rewards, dones, infos = self.streams.step(actions)
             rewards[step] = agent.rewards(th.from_numpy(raw_rewards)).numpy()

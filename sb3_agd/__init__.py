@@ -12,7 +12,7 @@ from sb3_agd.imagination import ExponentialAdvantageGuide, Guide, RewardGuide, S
 from sb3_agd.world_model import DiffusionWorldModel, Segments
 
 if TYPE_CHECKING:
-    from sb3_agd.diagnostics import imagination_report
+    from sb3_agd.diagnostics import GuidanceGainCallback, imagination_report
 
 __version__ = Path(__file__).with_name("version.txt").read_text().strip()
 
@@ -23,6 +23,7 @@ __all__ = [
     "DiffusionWorldModel",
     "ExponentialAdvantageGuide",
     "GuidanceCallback",
+    "GuidanceGainCallback",
     "Guide",
     "ResumableCheckpointCallback",
     "RewardGuide",
@@ -34,9 +35,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Only when it is asked for: it needs the extra `zoo`, for figures
-    if name == "imagination_report":
-        from sb3_agd.diagnostics import imagination_report
+    # Only when they are asked for: reports need the extra `zoo`, for figures
+    if name in ("GuidanceGainCallback", "imagination_report"):
+        from sb3_agd import diagnostics
 
-        return imagination_report
+        return getattr(diagnostics, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,6 +22,7 @@ from sb3_agd.checkpoint.resumable_ppo import ResumablePPO, as_callback
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.space_codecs import make_codec
 from sb3_agd.imagination import Guide, Imagination, ImaginationState, Settings
+from sb3_agd.imagination.inputs import batched, encoded_actions
 from sb3_agd.world_model import DiffusionWorldModel, Segments
 from sb3_agd.world_model.termination import TerminationFn
 
@@ -236,33 +237,48 @@ class AGDPPO(ResumablePPO):
         guidance: str | Guide | None = None,
         guidance_scale: float | None = None,
         seed: int | None = None,
+        actions: np.ndarray | None = None,
+        horizon: int | None = None,
     ) -> Segments[np.ndarray]:
         """
-        Imagine one segment from each of the given states with the current policy. With ``guidance_mode="select"``, training
-        takes start states from guided segments and learns from unguided ones (``guidance="none"``).
+        Imagine one segment from each of the given states with the current policy, or with given actions. With
+        ``guidance_mode="select"``, training takes start states from guided segments and learns from unguided ones
+        (``guidance="none"``).
 
         :param observations: Observations as the environment gives them, not as ``VecNormalize`` does, shape
-            (B, observation_dim), or a dictionary of such arrays. With another wrapper around ``VecNormalize``, frame stacking
-            for example, those that this one puts out
+            (B, observation_dim), or a dictionary of such arrays. A single one is a batch of one. With another wrapper around
+            ``VecNormalize``, frame stacking for example, those that this one puts out
         :param guidance: See :class:`Settings`; ``None`` for the model's own
         :param guidance_scale: Strength of the guidance, taken as it is; ``None`` for the model's own at the current
             progress
         :param seed: Seed of all noise; ``None`` to draw on from the private generator
+        :param actions: Actions to take in place of the policy's, as the environment receives them, shape (B, H, action_dim),
+            for example to plan. Such segments are not guided
+        :param horizon: Number of transitions, ``None`` for that of the model, or of the given actions. The network
+            ``"recurrent"`` imagines any number
         :return: Segments in raw environment units: ``observations`` (B, H + 1, observation_dim) with the given states first,
             ``actions`` (B, H, action_dim) as the environment would receive them, ``rewards``, ``terminations`` and ``mask``,
             each (B, H). What comes after a termination is masked. Dict observations are flattened, their parts in the order of
             the space's keys
         :raises ValueError: If an argument is invalid, or the world model was not trained yet
         """
-        elements = self.imagination.observation_codec.flatten(observations)
-        starts = self.imagination.start_states(elements)
+        imagination = self.imagination
+        elements = batched(imagination.observation_codec, imagination.observation_codec.flatten(observations))
+        starts = imagination.start_states(elements)
         chosen = self.settings.guidance_at(max(0.0, self._current_progress_remaining), guidance, guidance_scale)
-        self.imagination.check_trained()
-        segments, _ = self.imagination.imagine(starts, chosen, self.imagination.generator(seed))
-        states = self.imagination.observation_codec.elements(segments.observations)
+        if actions is None:
+            imagination.check_trained()
+            segments, _ = imagination.imagine(starts, chosen, imagination.generator(seed), horizon)
+        else:
+            if guidance is not None or horizon is not None:
+                raise ValueError("`actions` decide about the segments: `guidance` and `horizon` cannot be given with them")
+            given = encoded_actions(imagination.action_codec, self.action_space, np.asarray(actions), len(starts))
+            imagination.check_trained()
+            segments = imagination.world_model.predict(starts, given, imagination.generator(seed))
+        states = imagination.observation_codec.elements(segments.observations)
         states[:, 0] = elements.reshape(len(elements), -1)
-        actions = self.imagination.action_codec.elements(segments.actions)
-        return replace(segments.map(lambda array: array.cpu().numpy()), observations=states, actions=actions)
+        taken = imagination.action_codec.elements(segments.actions)
+        return replace(segments.map(lambda array: array.cpu().numpy()), observations=states, actions=taken)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "imagination", "_guidance_callback"]

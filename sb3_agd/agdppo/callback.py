@@ -13,7 +13,6 @@ from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_agd.agdppo.guidance_probe import GuidanceProbe
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.training_log import TrainingLog
 from sb3_agd.checkpoint.resume import check_sees_each_step, discard_stale_replies
@@ -124,7 +123,6 @@ class GuidanceCallback(BaseCallback):
             self.imagination = Imagination(self.model, self.settings)
         if self.imagination.model is not self.model:
             self.imagination.attach(self.model)
-        self._probe = GuidanceProbe(self.imagination)
 
     def _on_training_start(self) -> None:
         imagination, model = self.imagination, self.model
@@ -169,8 +167,6 @@ class GuidanceCallback(BaseCallback):
     def _on_step(self) -> bool:
         assert self.imagination is not None
         self.imagination.recorder.record(self.locals)
-        if self.settings.guide is not None:
-            self._probe.record()
         return True
 
     def _on_rollout_end(self) -> None:

@@ -111,6 +111,10 @@ def dumps(item: Any, fixed: list[Any]) -> bytes | None:
     return file.getvalue()
 
 
+class RestoreError(ValueError):
+    """Environments that cannot be restored to a state."""
+
+
 @dataclass
 class Snapshot:
     """
@@ -149,15 +153,18 @@ class Snapshot:
     def restore(self, layers: list[Any]) -> None:
         """
         :param layers: Environments that are made and wrapped like those that the state was taken from
-        :raises ValueError: If their wrappers are others
+        :raises RestoreError: If they have other wrappers or MuJoCo models
         """
         types = [type(layer).__name__ for layer in layers]
         if types != self.types:
-            raise ValueError(f"The environments cannot be restored: they were wrapped as {self.types}, now as {types}")
+            raise RestoreError(f"The environments cannot be restored: they were wrapped as {self.types}, now as {types}")
         loaded = EnvironmentUnpickler(io.BytesIO(self.attributes), fixed_points(layers)).load()
         for layer, attributes in zip(layers, loaded, strict=True):
             vars(layer).update(attributes)
         for (model, data), stored in zip(simulators(layers), self.simulations, strict=True):
             import mujoco
 
-            mujoco.mj_copyData(data, model, stored)
+            try:
+                mujoco.mj_copyData(data, model, stored)
+            except mujoco.FatalError as error:
+                raise RestoreError("The environments cannot be restored: they have another MuJoCo model now") from error

@@ -1,19 +1,15 @@
 """A real environment that can be restored to earlier states, to carry out imagined actions."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.monitor import Monitor
 
-from sb3_agd.checkpoint.env_snapshot import Snapshot, env_layers, simulators
-from sb3_agd.checkpoint.random_streams import untouched_global_streams
+from sb3_agd.checkpoint.env_snapshot import Snapshot, env_layers
 from sb3_agd.experience.space_codecs import SpaceCodec
-from sb3_agd.experience.vec_envs import same_objects
 from sb3_agd.world_model import Segments
 
 
@@ -29,13 +25,8 @@ class Simulator:
     def __init__(self, env: gym.Env, observation_codec: SpaceCodec, action_codec: SpaceCodec):
         self.env = env
         self.layers = env_layers(env)
-        self.models = [model for model, _ in simulators(self.layers)]
         self.observation_codec = observation_codec
         self.action_codec = action_codec
-
-    def is_present(self) -> bool:
-        """Whether the environment still has the MuJoCo simulators that it had when this object was made."""
-        return same_objects([model for model, _ in simulators(self.layers)], self.models)
 
     def snapshot(self) -> Snapshot:
         """Present state of the environment."""
@@ -44,30 +35,9 @@ class Simulator:
     def restore(self, snapshot: Snapshot) -> None:
         """
         :param snapshot: State to restore
+        :raises RestoreError: If the environment has another MuJoCo model now
         """
         snapshot.restore(self.layers)
-
-    @contextmanager
-    def undisturbed(self) -> Iterator[None]:
-        """
-        Restore the environment and the global random generators at the end, and write nothing to log files. In between, the
-        environment works on copies of its attributes, because other code may share them. Parameters of a MuJoCo model that
-        steps change, such as masses, stay changed.
-        """
-        before = self.snapshot()
-        originals = [dict(vars(layer)) for layer in self.layers]
-        try:
-            self.restore(before)
-            for layer in self.layers:
-                if isinstance(layer, Monitor):
-                    layer.results_writer = None
-            with untouched_global_streams():
-                yield
-        finally:
-            self.restore(before)
-            for layer, attributes in zip(self.layers, originals, strict=True):
-                vars(layer).clear()
-                vars(layer).update(attributes)
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         """

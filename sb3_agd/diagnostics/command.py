@@ -1,4 +1,4 @@
-"""``sb3-agd imagine``: see what a model imagines, and whether it comes true."""
+"""``sb3-agd imagine``: a report on what a model imagines, compared with the real environment."""
 
 import argparse
 import os
@@ -23,12 +23,12 @@ from sb3_agd.experience.vec_normalize import Normalization
 
 class StackedFrames(gym.Wrapper):
     """
-    What RL-Zoo's VecFrameStack, with VecNormalize beneath it, does to one environment. The world model of an agent that was
-    trained with them knows nothing else.
+    One environment with RL-Zoo's VecFrameStack, and VecNormalize below it if there is one. The world model of an agent that
+    was trained with them learned from their observations and rewards.
 
     :param env: The environment
     :param n_frames: Number of frames in a stack
-    :param normalization: What VecNormalize does, ``None`` if there is none
+    :param normalization: Statistics and limits of VecNormalize, ``None`` if there is none
     """
 
     def __init__(self, env: gym.Env, n_frames: int, normalization: Normalization | None):
@@ -41,7 +41,7 @@ class StackedFrames(gym.Wrapper):
     def _normalized(self, observation: np.ndarray) -> np.ndarray:
         """
         :param observation: As the environment gives it
-        :return: As the agent knows it, with an axis for the number of environments in front
+        :return: The same as VecNormalize gives it, with an axis for the number of environments in front
         """
         observation, normalization = np.asarray(observation)[None], self.normalization
         if normalization is None or normalization.observations is None:
@@ -69,16 +69,16 @@ class StackedFrames(gym.Wrapper):
 def load_normalization(file: Path) -> Normalization:
     """
     :param file: File of VecNormalize
-    :return: What it does
-    :raises FileNotFoundError: If it is not there
+    :return: Its statistics and limits
+    :raises FileNotFoundError: If there is no such file
     """
-    # As trustworthy as the agent's file, which holds pickles as well
+    # The agent's file holds pickles, too: whoever loads it trusts its folder
     return Normalization.of(pickle.loads(file.read_bytes()))
 
 
 def training_environment(model: Path, env_id: str) -> tuple[dict[str, Any], Callable[[gym.Env], gym.Env] | None]:
     """
-    What RL-Zoo wrote down beside an agent about the environment that it was trained in, as its ``enjoy`` reads it.
+    Read what RL-Zoo saved next to an agent about the environment that it was trained in, as its ``enjoy`` does.
 
     :param model: File of the agent
     :param env_id: Environment ID
@@ -89,12 +89,12 @@ def training_environment(model: Path, env_id: str) -> tuple[dict[str, Any], Call
     arguments = settings.get("env_kwargs", {})
     command_line = folder / "args.yml"
     if command_line.is_file():
-        # As trustworthy as the agent's file, which holds pickles
+        # The agent's file holds pickles, too: whoever loads it trusts its folder
         arguments = yaml.load(command_line.read_text(), Loader=yaml.UnsafeLoader)["env_kwargs"] or arguments
     wrapper, n_frames = get_wrapper_class(settings), settings.get("frame_stack")
     if n_frames is None:
         return arguments, wrapper
-    # Otherwise the model knows VecNormalize itself
+    # Without a frame stack, the model has the statistics of VecNormalize itself
     normalization = load_normalization(folder / "vecnormalize.pkl") if settings["normalize"] else None
     return arguments, lambda env: StackedFrames(env if wrapper is None else wrapper(env), n_frames, normalization)
 
@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     :param arguments: Command line, see :func:`sb3_agd.zoo.parsers.add_imagine_arguments`
     """
-    # Matrices are small here: more threads only get into each other's way
+    # More threads are slower on small matrices
     th.set_num_threads(1)
     if arguments.n_filmed > 0 and os.name == "posix" and not os.environ.get("DISPLAY"):
         # Without a display, MuJoCo renders through EGL only
@@ -135,7 +135,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     n_filmed = arguments.n_filmed
     if n_filmed > 0 and isinstance(make_env(), StackedFrames):
-        warnings.warn("No video: the pose cannot be told from a stack of frames", stacklevel=2)
+        warnings.warn("No video: the pose cannot be computed from a stack of frames", stacklevel=2)
         n_filmed = 0
     report = imagination_report(
         AGDPPO.load(file, device="cpu"),
@@ -146,6 +146,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.guidance_scale,
         arguments.seed,
         n_filmed,
+        progress_bar=True,
     )
     print_summary(report, arguments.folder)
 

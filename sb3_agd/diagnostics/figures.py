@@ -1,7 +1,6 @@
-"""Figures of a report."""
+"""Plots of a report."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch as th
@@ -11,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sb3_agd.world_model import Segments
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart
+# Okabe and Ito's colours, which colour-blind readers can distinguish
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#666666"
 STYLES = {
     "guided": {"color": ORANGE, "marker": "s"},
@@ -105,21 +104,22 @@ def plot_dimensions(real: Segments[th.Tensor], samples: Segments[th.Tensor], fil
     figure.savefig(file, dpi=110)
 
 
-def plot_advantages(advantages: dict[str, Any], file: Path) -> None:
+def plot_advantages(advantages: dict[str, dict[str, np.ndarray]], gains: dict[str, dict[str, float]], file: Path) -> None:
     """
-    :param advantages: Figures of each kind of advantage, with all values
+    :param advantages: For each kind, the advantages of segments with and without guidance
+    :param gains: For each kind, the gain of guidance and its standard error
     :param file: Where to save the figure
     """
     figure = new_figure(3.7 * len(advantages), 3.6)
-    for axes, (kind, figures) in zip(figure.subplots(1, len(advantages), squeeze=False)[0], advantages.items(), strict=True):
-        everything = np.concatenate(list(figures["values"].values()))
-        low, high = np.quantile(everything, (0.005, 0.995))
+    for axes, (kind, groups) in zip(figure.subplots(1, len(advantages), squeeze=False)[0], advantages.items(), strict=True):
+        low, high = np.quantile(np.concatenate(list(groups.values())), (0.005, 0.995))
         bins = np.linspace(low, high, 31)
-        for name, values in figures["values"].items():
+        for name, values in groups.items():
             color = STYLES[name]["color"]
-            axes.hist(np.clip(values, low, high), bins=bins, histtype="step", linewidth=1.5, color=color, label=name)
+            clipped = np.clip(values.ravel(), low, high)
+            axes.hist(clipped, bins=bins, histtype="step", linewidth=1.5, color=color, label=name)
             axes.axvline(values.mean(), color=color, linestyle="--", linewidth=1.2)
-        axes.set_title(f"{TITLES[kind]}\ngain {figures['gain']:.2f} ± {figures['standard_error']:.2f}", fontsize=10)
+        axes.set_title(f"{TITLES[kind]}\ngain {gains[kind]['gain']:.2f} ± {gains[kind]['standard_error']:.2f}", fontsize=10)
         axes.set_xlabel("advantage of a segment\n[standard deviations of one step]")
         axes.set_ylabel("segments")
         axes.grid(alpha=0.3)

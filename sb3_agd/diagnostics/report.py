@@ -1,10 +1,12 @@
-"""One folder with all there is to see of what a model imagines."""
+"""A report on what a model imagines: figures, plots and a video in one folder."""
 
 import json
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import torch as th
 from sb3_agd.agdppo import AGDPPO
 from sb3_agd.diagnostics.evaluator import Evaluator, Outcome, StartStates
 from sb3_agd.diagnostics.figures import plot_advantages, plot_dimensions, plot_errors
+from sb3_agd.diagnostics.progress import track
 from sb3_agd.diagnostics.video import film
-from sb3_agd.imagination import NO_GUIDANCE, Guide
+from sb3_agd.imagination import NO_GUIDANCE, Guidance, Guide
 from sb3_agd.imagination.segment_errors import segment_errors
 from sb3_agd.world_model import Segments
 
@@ -31,20 +34,20 @@ def imagination_report(
     guidance: str | Guide | None = None,
     guidance_scale: float | None = None,
     seed: int = 0,
-    n_filmed: int = 25,
+    n_filmed: int = 12,
+    progress_bar: bool = False,
 ) -> dict[str, Any]:
     """
-    See what a model imagines, and whether it comes true: imagined actions are carried out in the real environment, which
-    is put back into the states that imagination starts from. Where that is impossible, recorded segments take the place
-    of replayed ones.
+    Compare what a model imagines with reality: the real environment is restored to the start states of imagined segments,
+    and carries out their actions. If it cannot be restored, segments of its episodes are imagined again instead.
 
-    The folder gets ``errors.png`` (error of each step), ``dimensions.png`` (imagined against real, with the spread of
-    samples), ``advantages.png`` (what guidance claims and what is true of it), ``video.mp4`` (MuJoCo tasks whose state
-    can be told from the observation: real left, imagined right), and all figures in ``report.json``.
+    The folder gets ``errors.png`` (error of each step), ``dimensions.png`` (imagined and real states, with the spread of
+    samples), ``advantages.png`` (claimed and true effect of guidance), ``video.mp4`` (real left, imagined right; only MuJoCo
+    tasks whose pose can be computed from the observation), and all figures in ``report.json``.
 
     :param model: A trained model, loaded with or without an environment
     :param make_env: Makes an environment like the one it was trained in, without VecNormalize; for the video with
-        ``render_mode="rgb_array"``
+        ``render_mode="rgb_array"``. It is closed at the end
     :param folder: Where to write; created if missing
     :param n_starts: Number of start states
     :param guidance: See :class:`AGDPPO`; ``None`` for the model's own
@@ -52,57 +55,74 @@ def imagination_report(
         rollout
     :param seed: Seed of the environment and of all noise
     :param n_filmed: Number of segments in the video, 0 for none
+    :param progress_bar: Show the progress on the standard error stream: bars on terminals, elsewhere a line for each part
     :return: All figures, as in the JSON file
     :raises ValueError: If an argument is invalid, the environment does not fit, or the world model was never trained
     """
     if n_starts < 2:
         raise ValueError(f"`n_starts` must be at least 2, not {n_starts}")
-    settings = model.settings
-    chosen = settings.guidance_at(max(0.0, model._current_progress_remaining), guidance, guidance_scale)
+    model.imagination.check_trained()
+    chosen = model.settings.guidance_at(max(0.0, model._current_progress_remaining), guidance, guidance_scale)
     if guidance_scale is None:
         chosen = replace(chosen, scale=model.imagination.effective_guidance_scale(chosen.scale))
-    evaluator = Evaluator(model, make_env, seed)
+    evaluator = Evaluator(model, make_env, seed, progress_bar)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    with closing(evaluator.env):
+        report = measure(evaluator, chosen, n_starts, folder)
+        (folder / "report.json").write_text(json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n")
+        if n_filmed > 0:
+            obstacle = film(evaluator, chosen, n_filmed, folder / "video.mp4")
+            if obstacle is not None:
+                warnings.warn(f"No video: {obstacle}", stacklevel=2)
+    return report
+
+
+def measure(evaluator: Evaluator, guidance: Guidance, n_starts: int, folder: Path) -> dict[str, Any]:
+    """
+    :param evaluator: Model and environment
+    :param guidance: The guidance, its scale taken as it is
+    :param n_starts: Number of start states
+    :param folder: Where to save the plots
+    :return: All figures
+    """
+    model, env = evaluator.model, evaluator.env
     start_states = evaluator.collect_start_states(n_starts)
-    outcomes = {
-        GUIDED: evaluator.evaluate(start_states, chosen),
-        UNGUIDED: evaluator.evaluate(start_states, NO_GUIDANCE),
+    outcomes = {name: evaluator.evaluate(start_states, used) for name, used in ((GUIDED, guidance), (UNGUIDED, NO_GUIDANCE))}
+    returns = {
+        name: evaluator.monte_carlo_returns(start_states, outcome, f"Monte Carlo returns, {name}")
+        for name, outcome in outcomes.items()
     }
-    report: dict[str, Any] = {
-        "env": evaluator.env.spec.id if evaluator.env.spec is not None else type(evaluator.env.unwrapped).__name__,
+    errors = errors_per_step(evaluator, start_states, outcomes)
+    values = segment_values(outcomes, returns)
+    gains = {kind: gain_of_guidance(own) for kind, own in values.items()}
+    plots = [
+        partial(plot_errors, errors, folder / "errors.png"),
+        partial(plot_dimensions, start_states.recorded, evaluator.imagine_spread(start_states), folder / "dimensions.png"),
+        partial(plot_advantages, values, gains, folder / "advantages.png"),
+    ]
+    for plot in track(plots, "Plots", evaluator.progress_bar):
+        plot()
+    return {
+        "env": env.spec.id if env.spec is not None else type(env.unwrapped).__name__,
         "timesteps": model.num_timesteps,
-        "guidance": type(chosen.guide).__name__ if chosen.guide is not None else None,
-        "guidance_mode": chosen.mode,
-        "guidance_scale": chosen.scale,
-        "n_candidates": chosen.n_candidates,
+        "guidance": type(guidance.guide).__name__ if guidance.guide is not None else None,
+        "guidance_mode": guidance.mode,
+        "guidance_scale": guidance.scale,
+        "n_candidates": guidance.n_candidates,
         "horizon": evaluator.horizon,
         "n_starts": n_starts,
-        "seed": seed,
+        "seed": evaluator.seed,
         "replayed_in_the_real_environment": start_states.snapshots is not None,
-        "errors": errors_per_step(evaluator, start_states, outcomes),
-        "advantages": advantages(outcomes),
+        "errors": errors,
+        "advantages": gains,
     }
-    plot_errors(report["errors"], folder / "errors.png")
-    plot_dimensions(start_states.recorded, evaluator.spread(start_states), folder / "dimensions.png")
-    plot_advantages(report["advantages"], folder / "advantages.png")
-    # Without the single values, which are for the plots
-    report["advantages"] = {
-        kind: {name: figure for name, figure in figures.items() if name != "values"}
-        for kind, figures in report["advantages"].items()
-    }
-    (folder / "report.json").write_text(json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n")
-    if n_filmed > 0:
-        obstacle = film(evaluator, chosen, n_filmed, folder / "video.mp4")
-        if obstacle is not None:
-            warnings.warn(f"No video: {obstacle}", stacklevel=2)
-    return report
 
 
 def without_nan(figures: Any) -> Any:
     """
     :param figures: Lists and dictionaries of figures
-    :return: The same for JSON, which knows no NaN: ``None`` where there was nothing to measure
+    :return: The same with ``None`` in place of NaN, which JSON does not have: there was nothing to measure
     """
     if isinstance(figures, dict):
         return {name: without_nan(figure) for name, figure in figures.items()}
@@ -148,36 +168,35 @@ def errors_per_step(evaluator: Evaluator, start_states: StartStates, outcomes: d
     }
 
 
-def advantages(outcomes: dict[str, Outcome]) -> dict[str, Any]:
+def segment_values(outcomes: dict[str, Outcome], returns: dict[str, np.ndarray | None]) -> dict[str, dict[str, np.ndarray]]:
     """
-    Advantages of segments with and without guidance, as the critic claims them of the imagined segments, as it sees them in
-    the real ones, and by Monte Carlo returns in the real environment. The advantage of a Monte Carlo return is its excess
-    over the mean of the unguided ones from the same start state.
+    Advantages of segments with and without guidance: as the critic judges the imagined segments ("claimed") and the real
+    ones ("replayed"), and by Monte Carlo returns. The advantage of a Monte Carlo return is its excess over the mean of the
+    other unguided ones from the same start state.
 
     :param outcomes: Segments with and without guidance
-    :return: For each kind of advantage, the means, the gain of guidance, its standard error over start states, and all
-        values
+    :param returns: Their Monte Carlo returns, ``None`` if the environment cannot be restored
+    :return: For each kind, the advantages with and without guidance, each of shape (B, SAMPLES)
     """
     kinds = {"claimed": {name: outcome.claimed for name, outcome in outcomes.items()}}
-    for kind, attribute in (("replayed", "replayed"), ("monte_carlo", "returns")):
-        values = {name: getattr(outcome, attribute) for name, outcome in outcomes.items()}
-        if all(value is not None for value in values.values()):
-            kinds[kind] = values
-    if "monte_carlo" in kinds:
-        unguided = kinds["monte_carlo"][UNGUIDED]
+    replayed = {name: outcome.replayed for name, outcome in outcomes.items() if outcome.replayed is not None}
+    if len(replayed) == len(outcomes):
+        kinds["replayed"] = replayed
+    guided, unguided = returns[GUIDED], returns[UNGUIDED]
+    if guided is not None and unguided is not None:
         mean, n_samples = unguided.mean(1, keepdims=True), unguided.shape[1]
-        kinds["monte_carlo"] = {
-            GUIDED: kinds["monte_carlo"][GUIDED] - mean,
-            # Over the mean of the others
-            UNGUIDED: (unguided - mean) * n_samples / (n_samples - 1),
-        }
-    figures = {}
-    for kind, values in kinds.items():
-        gains = values[GUIDED].mean(1) - values[UNGUIDED].mean(1)
-        figures[kind] = {
-            **{f"mean_{name}": float(array.mean()) for name, array in values.items()},
-            "gain": float(gains.mean()),
-            "standard_error": float(gains.std(ddof=1) / math.sqrt(len(gains))),
-            "values": {name: np.ravel(array) for name, array in values.items()},
-        }
-    return figures
+        kinds["monte_carlo"] = {GUIDED: guided - mean, UNGUIDED: (unguided - mean) * n_samples / (n_samples - 1)}
+    return kinds
+
+
+def gain_of_guidance(values: dict[str, np.ndarray]) -> dict[str, float]:
+    """
+    :param values: Advantages with and without guidance, each of shape (B, SAMPLES)
+    :return: Their means, the gain of guidance, and its standard error over start states
+    """
+    gains = values[GUIDED].mean(1) - values[UNGUIDED].mean(1)
+    return {
+        **{f"mean_{name}": float(array.mean()) for name, array in values.items()},
+        "gain": float(gains.mean()),
+        "standard_error": float(gains.std(ddof=1) / math.sqrt(len(gains))),
+    }

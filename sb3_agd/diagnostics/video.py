@@ -9,15 +9,18 @@ import torch as th
 from PIL import Image, ImageDraw
 
 from sb3_agd.diagnostics.evaluator import Evaluator
+from sb3_agd.diagnostics.progress import track
 from sb3_agd.imagination import Guidance
 
 LABEL_POSITION = (12, 10)
 LABEL_SIZE = 22
+# Slow motion: in real time, a segment would last for a fraction of a second
+FRAMES_PER_SECOND = 10
 
 
 def pose_from_leading_coordinates(env: Any, state: np.ndarray, skipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    For tasks whose observation begins with the positions, but for the first few, and the velocities.
+    For tasks whose observation begins with the positions, except for the first few, and the velocities.
 
     :param env: MuJoCo environment
     :param state: Observation vector
@@ -40,7 +43,7 @@ Pose = Callable[[Any, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 def find_pose(env: Any) -> Pose | None:
     """
     :param env: Innermost environment
-    :return: What tells the pose of a MuJoCo model from an observation, ``None`` if nothing does
+    :return: Function that computes the pose of a MuJoCo model from an observation, ``None`` if there is none
     """
     if not hasattr(env, "set_state"):
         return None
@@ -52,7 +55,7 @@ def find_pose(env: Any) -> Pose | None:
 def labelled(frame: np.ndarray, text: str) -> np.ndarray:
     """
     :param frame: Image, shape (height, width, 3)
-    :param text: What to write into its upper left corner
+    :param text: Text for its upper left corner
     :return: The image with the text
     """
     image = Image.fromarray(frame)
@@ -61,60 +64,92 @@ def labelled(frame: np.ndarray, text: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def film(evaluator: Evaluator, guidance: Guidance, n_segments: int, file: Path) -> str | None:
+def prepare_renderer(env: Any) -> str | None:
     """
-    Film segment after segment. Each is imagined from the real state that the one before it led to.
+    Make rendering fast, and let the camera follow the robot.
 
-    :param evaluator: Model and environment, which must be at rest
-    :param guidance: The guidance, its scale taken as it is
-    :param n_segments: Number of segments
-    :param file: Where to save the video
-    :return: What stands against a video, ``None`` if there is one
+    :param env: Innermost environment, a MuJoCo one that was not rendered yet
+    :return: Why it cannot be rendered, ``None`` if it can
     """
-    env: Any = evaluator.env
-    simulator, inner = evaluator.simulator, env.unwrapped
-    pose = find_pose(inner)
-    if pose is None:
-        return f"the state of {type(inner).__name__} cannot be told from its observations"
     if env.render_mode != "rgb_array":
         return 'the environment was made without `render_mode="rgb_array"`'
-    # Here and not above: whoever has no MuJoCo needs none
+    # Not at the top: MuJoCo is an extra
     import mujoco
 
-    follows = mujoco.mj_name2id(inner.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
-    if follows >= 0:
-        # Gymnasium's own camera stands still, and what runs is soon out of sight
-        inner.mujoco_renderer.camera_id = follows
-    frames: list[np.ndarray] = []
-    state = simulator.reset(evaluator.seed)
+    # Without a GPU, shadows and antialiasing take four fifths of the time
+    env.model.vis.quality.shadowsize = 0
+    env.model.vis.quality.offsamples = 0
+    camera = mujoco.mj_name2id(env.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+    if camera >= 0:
+        # Gymnasium's own camera stands still, and a robot that runs is soon out of sight
+        env.mujoco_renderer.camera_id = camera
     try:
         env.render()
     except Exception as error:  # Drivers fail in many ways
         return f"MuJoCo cannot render here ({error}). On a machine without a display, try MUJOCO_GL=egl"
-    n_skipped = getattr(inner, "observation_structure", {}).get("skipped_qpos", 0)
-    for _ in range(n_segments):
-        start = th.as_tensor(state, device=evaluator.model.device)[None]
-        segments, _ = evaluator.imagination.imagine(start, guidance, evaluator.generator)
-        imagined = segments.map(lambda tensor: tensor[0].cpu().numpy())
-        skipped = inner.data.qpos[:n_skipped].copy()
-        for step, action in enumerate(imagined.actions):
-            state, _, _, over = simulator.step(action)
-            real_frame = env.render()
-            # What observations leave out are positions in the plane: they follow from the velocities
-            with simulator.undisturbed():
-                positions, velocities = pose(inner, imagined.observations[step + 1], skipped)
-                skipped = skipped + velocities[:n_skipped] * inner.dt
-                positions[:n_skipped] = skipped
-                inner.set_state(positions, velocities)
-                imagined_frame = env.render()
-            pair = labelled(real_frame, "real"), labelled(imagined_frame, f"imagined, {step + 1} steps ahead")
-            frames.append(np.concatenate(pair, axis=1))
-            if over:
-                state = simulator.reset()
-                break
-    # A moment to import, and only here
+    return None
+
+
+def film(evaluator: Evaluator, guidance: Guidance, n_segments: int, file: Path) -> str | None:
+    """
+    Film segment after segment. Each is imagined from the real state at the end of the one before.
+
+    :param evaluator: Model and environment
+    :param guidance: The guidance, its scale taken as it is
+    :param n_segments: Number of segments
+    :param file: Where to save the video
+    :return: Why there is no video, ``None`` if there is one
+    """
+    inner: Any = evaluator.env.unwrapped
+    pose = find_pose(inner)
+    if pose is None:
+        return f"the pose of {type(inner).__name__} cannot be computed from its observations"
+    state = evaluator.simulator.reset(evaluator.seed)
+    obstacle = prepare_renderer(inner)
+    if obstacle is not None:
+        return obstacle
+    frames: list[np.ndarray] = []
+    for _ in track(range(n_segments), "Segments of the video", evaluator.progress_bar):
+        state = film_segment(evaluator, guidance, pose, state, frames)
+    # Not at the top: it takes a moment to import
     from moviepy import ImageSequenceClip
 
-    clip = ImageSequenceClip(frames, fps=env.metadata["render_fps"])
-    clip.write_videofile(str(file), logger=None)
+    ImageSequenceClip(frames, fps=FRAMES_PER_SECOND).write_videofile(str(file), logger=None)
     return None
+
+
+def film_segment(
+    evaluator: Evaluator, guidance: Guidance, pose: Pose, state: np.ndarray, frames: list[np.ndarray]
+) -> np.ndarray:
+    """
+    :param evaluator: Model and environment, which is in the start state of the segment
+    :param guidance: The guidance, its scale taken as it is
+    :param pose: Computes the pose from an observation
+    :param state: Observation vector of the start state
+    :param frames: Gets a frame for each step
+    :return: Observation vector of the state that the environment is in afterwards
+    """
+    env, simulator = evaluator.env, evaluator.simulator
+    inner: Any = env.unwrapped
+    start = th.as_tensor(state, device=evaluator.model.device)[None]
+    segments, _ = evaluator.imagination.imagine(start, guidance, evaluator.generator)
+    imagined = segments.map(lambda tensor: tensor[0].cpu().numpy())
+    n_skipped = getattr(inner, "observation_structure", {}).get("skipped_qpos", 0)
+    skipped = inner.data.qpos[:n_skipped].copy()
+    for step, action in enumerate(imagined.actions):
+        state, _, _, done = simulator.step(action)
+        real_frame = inner.render()
+        snapshot = simulator.snapshot()
+        positions, velocities = pose(inner, imagined.observations[step + 1], skipped)
+        # Observations leave out positions in the plane: they follow from the velocities
+        skipped = skipped + velocities[:n_skipped] * inner.dt
+        positions[:n_skipped] = skipped
+        inner.set_state(positions, velocities)
+        imagined_frame = inner.render()
+        simulator.restore(snapshot)
+        moment = f"step {step + 1} of {len(imagined.actions)}"
+        pair = labelled(real_frame, f"real, {moment}"), labelled(imagined_frame, f"imagined, {moment}")
+        frames.append(np.concatenate(pair, axis=1))
+        if done:
+            return simulator.reset()
+    return state

@@ -22,11 +22,11 @@ from sb3_agd.experience.segment_source import ReplaySegmentSource
 from sb3_agd.experience.space_codecs import make_codec, map_parts
 from sb3_agd.experience.vec_normalize import Normalization, normalizing_wrapper
 from sb3_agd.imagination.guides import Critic, select_candidates
+from sb3_agd.imagination.inputs import encoded_observations, recent_states, states_along
 from sb3_agd.imagination.policy_adapter import FixedNoisePolicy, PolicyAdapter, check_distribution
 from sb3_agd.imagination.rollout_rows import rollout_rows
 from sb3_agd.imagination.segment_errors import segment_errors
 from sb3_agd.imagination.settings import NO_GUIDANCE, Guidance, Settings
-from sb3_agd.imagination.start_states import encoded_observations, recent_states, states_along
 from sb3_agd.imagination.value_bounds import (
     UNKNOWN_RANGE,
     attainable_range,
@@ -158,7 +158,7 @@ class Imagination:
         """
         if seed is None:
             seed = int(self.state.rng.integers(2**62))
-        return th.Generator(self.model.device).manual_seed(seed)
+        return th.Generator(self.model.device).manual_seed(int(seed))
 
     @property
     def agent(self) -> PolicyAdapter:
@@ -317,27 +317,32 @@ class Imagination:
         :raises ValueError: If their shape or a value is invalid
         """
         vectors = encoded_observations(self.observation_codec, self.model.observation_space, observations)
-        return th.as_tensor(vectors, device=self.model.device)
+        # A copy: the user's array may be read-only
+        return th.tensor(vectors, device=self.model.device)
 
-    def imagine(self, starts: th.Tensor, guidance: Guidance, generator: th.Generator) -> tuple[Segments[th.Tensor], th.Tensor]:
+    def imagine(
+        self, starts: th.Tensor, guidance: Guidance, generator: th.Generator, horizon: int | None = None
+    ) -> tuple[Segments[th.Tensor], th.Tensor]:
         """
         :param starts: Start states as observation vectors, shape (B, observation_size)
         :param guidance: The guidance, its scale taken as it is
         :param generator: Source of all noise
+        :param horizon: Number of transitions, ``None`` for that of the settings
         :return: Segments in raw units, and their actions as the rollout buffer stores them, shape (B, H, action_dim)
         :raises ValueError: If the parameters of the policy are not finite, or the guide's objective has another shape than
             (B,)
         """
         agent, world_model, critic = self.agent, self.world_model, self.critic
+        world_model.check_horizon(horizon)
         self.model.policy.set_training_mode(False)
         # With its parameters checked, which is left out within the sampling loop
         with th.no_grad():
             self.model.policy.get_distribution(agent.policy_observations(starts[:1]))
         n_candidates = guidance.n_candidates if guidance.selects else 1
         candidates = starts.repeat_interleave(n_candidates, dim=0)
-        policy = FixedNoisePolicy(agent, len(candidates), world_model.horizon, generator)
+        policy = FixedNoisePolicy(agent, len(candidates), horizon or world_model.horizon, generator)
         objective = partial(guidance.guide.checked_objective, critic=critic) if guidance.guide and guidance.moves else None
-        segments = world_model.imagine(candidates, policy, objective, guidance.scale, generator, n_candidates)
+        segments = world_model.imagine(candidates, policy, objective, guidance.scale, generator, n_candidates, horizon)
         actions = policy.actions
         if guidance.guide is not None and guidance.selects:
             with th.no_grad():

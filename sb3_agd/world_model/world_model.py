@@ -265,7 +265,7 @@ class DiffusionWorldModel(nn.Module):
             multiple of ``n_candidates``, or the network cannot imagine this horizon
         """
         check_number("guidance_scale", guidance_scale, 0)
-        observations, horizon = self._start_states(observations), self._checked_horizon(horizon)
+        observations, horizon = self._start_states(observations), self.check_horizon(horizon)
         if n_candidates < 1 or len(observations) % n_candidates > 0:
             raise ValueError(f"`n_candidates` {n_candidates} must divide the number of start states, {len(observations)}")
         if generator is None:
@@ -338,7 +338,7 @@ class DiffusionWorldModel(nn.Module):
             raise ValueError(f"`observations` must have the shape (B, {self.observation_dim}), not {tuple(states.shape)}")
         return states
 
-    def _checked_horizon(self, horizon: int | None) -> int:
+    def check_horizon(self, horizon: int | None) -> int:
         """
         :param horizon: Number of transitions to imagine, ``None`` for that of the training
         :return: The number

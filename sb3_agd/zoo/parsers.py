@@ -39,7 +39,7 @@ def add_imagine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--env-kwargs", nargs="+", type=keyword, default=[], help="arguments of the environment beyond those of training"
     )
-    parser.add_argument("--n-filmed", type=int, default=25, help="number of segments in the video, 0 for none")
+    parser.add_argument("--n-filmed", type=int, default=12, help="number of segments in the video, 0 for none")
 
 
 def add_evaluation_arguments(parser: argparse.ArgumentParser, n_timesteps: int) -> None:

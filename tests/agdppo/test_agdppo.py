@@ -18,10 +18,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
 import sb3_agd
-from sb3_agd import (
-    AGDPPO,
-    SigmoidAdvantageGuide,
-)
+from sb3_agd import AGDPPO, SigmoidAdvantageGuide
 from sb3_agd.imagination import Guidance, Imagination, Settings
 
 
@@ -33,6 +30,7 @@ def test_exports_the_public_names() -> None:
         "DiffusionWorldModel",
         "ExponentialAdvantageGuide",
         "GuidanceCallback",
+        "GuidanceGainCallback",
         "Guide",
         "ResumableCheckpointCallback",
         "RewardGuide",

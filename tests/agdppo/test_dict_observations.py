@@ -142,7 +142,7 @@ def test_files_of_agents_with_dict_observations_can_be_loaded(tmp_path: Path) ->
 
 
 def test_other_algorithms_train_with_the_dict_buffer_and_are_told_of_it() -> None:
-    callback = GuidanceCallback(horizon=4, world_model_warmup=0, world_model_gradient_steps=3)
+    callback = GuidanceCallback(horizon=4, world_model_warmup=0, world_model_gradient_steps=3, real_steps_per_update=32)
     kwargs: dict[str, Any] = {"n_steps": 32, "device": "cpu", "seed": 0}
     model = A2C("MultiInputPolicy", Reach(), rollout_buffer_class=AugmentedDictRolloutBuffer, **kwargs)
     model.learn(64, callback)

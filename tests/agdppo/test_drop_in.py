@@ -13,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 
@@ -82,6 +83,49 @@ def test_imagination_leaves_the_global_random_streams_alone() -> None:
     model.imagine(model.env.reset())
     assert th.equal(th.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)
+
+
+class CallLog(gym.Wrapper):
+    """
+    Writes each call to a file.
+
+    :param env: The environment
+    :param file: The file
+    """
+
+    def __init__(self, env: gym.Env, file: Path):
+        super().__init__(env)
+        self.file = file
+
+    def _write(self, call: str) -> None:
+        with self.file.open("a") as file:
+            file.write(f"{call}\n")
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self._write("reset")
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        self._write("step")
+        return self.env.step(action)
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "InvertedPendulum-v5"])
+def test_training_steps_the_environments_exactly_as_often_as_ppo(
+    env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A critic that explains nothing would not guide
+    monkeypatch.setattr("sb3_agd.imagination.imagination.explained_variance", lambda *_: 1.0)
+    n_steps = 12 * SMALL["n_steps"]
+    calls = {}
+    for algorithm, arguments in ((PPO, PPO_ARGUMENTS), (AGDPPO, SMALL)):
+        file = tmp_path / algorithm.__name__
+        model = algorithm("MlpPolicy", Monitor(CallLog(gym.make(env_id), file)), **arguments).learn(n_steps)
+        calls[algorithm] = file.read_text().split()
+        episodes = model.env.get_attr("episode_lengths")[0]
+        assert calls[algorithm].count("reset") == len(episodes) + 1
+    assert model.rollout_buffer.n_imagined > 0
+    assert {algorithm: lines.count("step") for algorithm, lines in calls.items()} == {PPO: n_steps, AGDPPO: n_steps}
 
 
 def test_imagination_does_not_change_what_the_environment_returns() -> None:

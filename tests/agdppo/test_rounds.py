@@ -10,9 +10,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_agd import (
-    AGDPPO,
-)
+from sb3_agd import AGDPPO
 
 
 def test_after_a_long_rollout_the_policy_is_updated_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_agd import (
-    AGDPPO,
-    ExponentialAdvantageGuide,
-)
+from sb3_agd import AGDPPO, ExponentialAdvantageGuide
 
 
 def full_disk(*_: Any, **__: Any) -> None:

@@ -1,13 +1,11 @@
 """Imagined actions carried out in the real environment."""
 
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.monitor import Monitor
 
 from sb3_agd.checkpoint.simulator import Simulator
 from sb3_agd.experience.space_codecs import make_codec
@@ -64,24 +62,3 @@ def test_a_time_limit_ends_a_replay_without_a_termination() -> None:
     replayed = simulator.replay([simulator.snapshot()], segments)
     assert replayed.mask.sum() == 5
     assert not replayed.terminations.any()
-
-
-def test_undisturbed_restores_the_environment_and_writes_no_log(tmp_path: Path) -> None:
-    def states_of_ten_steps(interrupt: bool) -> np.ndarray:
-        env = Monitor(gym.make("Hopper-v5"), str(tmp_path / f"{interrupt}"))
-        env.reset(seed=0)
-        simulator = Simulator(env, make_codec(env.observation_space, "observation"), make_codec(env.action_space, "action"))
-        seen = []
-        for _ in range(10):
-            seen.append(simulator.step(np.full(3, 0.5, dtype=np.float32))[0])
-            if interrupt:
-                with simulator.undisturbed():
-                    # Until the hopper falls, which Monitor would note in its file
-                    while not simulator.step(np.ones(3, dtype=np.float32))[-1]:
-                        pass
-        env.close()
-        return np.stack(seen)
-
-    assert np.array_equal(states_of_ten_steps(False), states_of_ten_steps(True))
-    files = [(tmp_path / f"{interrupt}.monitor.csv").read_text().splitlines() for interrupt in (False, True)]
-    assert [len(lines) for lines in files] == [2, 2]

@@ -16,14 +16,9 @@ from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecNormalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_agd import (
-    AGDPPO,
-    DiffusionWorldModel,
-    Guide,
-    SigmoidAdvantageGuide,
-)
+from sb3_agd import AGDPPO, DiffusionWorldModel, Guide, SigmoidAdvantageGuide
 from sb3_agd.imagination import NO_GUIDANCE, Critic, Guidance
-from sb3_agd.imagination.start_states import states_along
+from sb3_agd.imagination.inputs import states_along
 from sb3_agd.world_model import Segments
 from sb3_agd.world_model.segments import mask_after_termination
 
@@ -239,7 +234,7 @@ def test_the_explained_variance_of_the_critic_is_that_of_the_newest_rollout() ->
 
 
 def test_imagination_starts_from_recent_states(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_agd.imagination.start_states.RECENT_ROWS", 16)
+    monkeypatch.setattr("sb3_agd.imagination.inputs.RECENT_ROWS", 16)
     numbers = itertools.count()
     env = ToyEnv(spaces.Box(0, 1e3, (1,)), episode_length=1000, observe=lambda _: np.array([next(numbers)], dtype=np.float32))
     model = AGDPPO("MlpPolicy", env, **SMALL).learn(64)

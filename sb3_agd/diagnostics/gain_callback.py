@@ -1,0 +1,95 @@
+"""Measurement of the gain of guidance during training."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import gymnasium as gym
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_agd.agdppo import AGDPPO
+from sb3_agd.checkpoint.random_streams import untouched_global_streams
+from sb3_agd.diagnostics.evaluator import Evaluator
+from sb3_agd.imagination import NO_GUIDANCE
+from sb3_agd.world_model.validation import check_integer
+
+NOT_RESTORABLE = (
+    "the environment cannot be restored to earlier states: after the same actions, it is in other states than before. Either "
+    "not all of its state is in its attributes, or it draws from global random generators. The true gain is unknown"
+)
+
+
+class GuidanceGainCallback(BaseCallback):
+    """
+    Log by how much guidance raises the advantage of segments: ``agd/claimed_gain`` as the world model imagines the segments,
+    ``agd/true_gain`` as they are after the same actions in a real environment. Both are judged by the present critic, in
+    standard deviations of the one-step advantage, before the policy update. Where ``agd/true_gain`` is much lower, guidance
+    exploits errors of the world model.
+
+    Training is the same bit for bit with and without this callback. Each measurement takes about
+    ``n_starts * (25 + 9 * horizon)`` steps of the environment.
+
+    :param make_env: Makes the environment to measure in: like those of training, with all of their wrappers except for
+        ``VecNormalize``. It must share nothing with them. It is made when training begins and closed when training ends
+    :param every_n_rollouts: Measure in every so many rollouts, if there is guidance and the world model was trained
+    :param n_starts: Number of start states of segments, taken from episodes of the present policy
+    :param verbose: Verbosity level: 0 for no output
+    :raises ValueError: If an argument is invalid, and when training begins, if the algorithm is not AGDPPO, or the environment
+        has other spaces or cannot be restored to earlier states
+    """
+
+    def __init__(self, make_env: Callable[[], gym.Env], every_n_rollouts: int = 10, n_starts: int = 8, verbose: int = 0):
+        super().__init__(verbose)
+        check_integer("every_n_rollouts", every_n_rollouts, 1)
+        check_integer("n_starts", n_starts, 1)
+        self.make_env = make_env
+        self.every_n_rollouts = every_n_rollouts
+        self.n_starts = n_starts
+        self.evaluator: Evaluator | None = None
+
+    def _on_training_start(self) -> None:
+        if not isinstance(self.model, AGDPPO):
+            raise ValueError(f"GuidanceGainCallback needs AGDPPO, not {type(self.model).__name__}")
+        with untouched_global_streams():
+            self.evaluator = Evaluator(self.model, self.make_env, self.model.num_timesteps)
+            if self.evaluator.collect_start_states(self.n_starts).snapshots is None:
+                raise ValueError(f"`make_env` of GuidanceGainCallback: {NOT_RESTORABLE}")
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        model = self.model
+        assert isinstance(model, AGDPPO)
+        n_rollouts = model.num_timesteps // (model.n_steps * model.n_envs)
+        if n_rollouts % self.every_n_rollouts == 0 and model.world_model.is_trained:
+            with untouched_global_streams():
+                self._measure(model)
+
+    def _measure(self, model: AGDPPO) -> None:
+        """
+        Log both gains.
+
+        :param model: The algorithm, after a rollout
+        """
+        evaluator = self.evaluator
+        assert evaluator is not None
+        # As in this rollout: SB3 updates its own figure later
+        progress_remaining = max(0.0, 1.0 - model.num_timesteps / model._total_timesteps)
+        guidance = model.settings.guidance_at(progress_remaining)
+        guidance = replace(guidance, scale=model.imagination.effective_guidance_scale(guidance.scale))
+        if not (guidance.selects or guidance.moves):
+            return
+        # Other start states in each rollout, but the same after a resumption
+        evaluator.set_seed(model.num_timesteps)
+        start_states = evaluator.collect_start_states(self.n_starts)
+        guided, unguided = (evaluator.evaluate(start_states, used) for used in (guidance, NO_GUIDANCE))
+        self.logger.record("agd/claimed_gain", (guided.claimed.mean() - unguided.claimed.mean()).item())
+        if guided.replayed is None or unguided.replayed is None:
+            warnings.warn(f"GuidanceGainCallback: {NOT_RESTORABLE}", stacklevel=2)
+            return
+        self.logger.record("agd/true_gain", (guided.replayed.mean() - unguided.replayed.mean()).item())
+
+    def _on_training_end(self) -> None:
+        if self.evaluator is not None:
+            self.evaluator.env.close()
