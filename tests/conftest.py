@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ from sb3_agd.zoo.cli import main
 # Processes that tests start inherit the variable
 os.environ["OMP_NUM_THREADS"] = "1"
 th.set_num_threads(1)
+# Environments in other processes are forked from one that has imported what takes seconds
+multiprocessing.set_forkserver_preload(["stable_baselines3", "gymnasium"])
 # Figures are saved and never shown
 matplotlib.use("agg")
 

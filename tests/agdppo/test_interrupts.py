@@ -107,7 +107,7 @@ def test_ctrl_c_while_environments_are_reset_stores_no_transition_that_never_hap
 
 @pytest.mark.parametrize("step", [25, 40, 45])
 def test_ctrl_c_with_the_callback_alone_stores_no_transition_that_never_happened(step: int) -> None:
-    callback = GuidanceCallback(horizon=4, world_model_warmup=0, world_model_gradient_steps=2)
+    callback = GuidanceCallback(horizon=4, world_model_warmup=0, world_model_gradient_steps=2, real_steps_per_update=32)
     env = interrupted_in_a_step(step)
     model = A2C("MlpPolicy", env, n_steps=32, rollout_buffer_class=AugmentedRolloutBuffer, device="cpu")
     with pytest.raises(KeyboardInterrupt):

@@ -16,7 +16,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 from vector_environments import BareVecEnv
 
-from sb3_agd import AGDPPO, AugmentedRolloutBuffer, GuidanceCallback
+from sb3_agd import (
+    AGDPPO,
+    AugmentedRolloutBuffer,
+    GuidanceCallback,
+)
 from sb3_agd.world_model import Segments
 
 

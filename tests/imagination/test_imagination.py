@@ -16,7 +16,12 @@ from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecNormalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_agd import AGDPPO, DiffusionWorldModel, Guide, SigmoidAdvantageGuide
+from sb3_agd import (
+    AGDPPO,
+    DiffusionWorldModel,
+    Guide,
+    SigmoidAdvantageGuide,
+)
 from sb3_agd.imagination import NO_GUIDANCE, Critic, Guidance
 from sb3_agd.imagination.inputs import states_along
 from sb3_agd.world_model import Segments

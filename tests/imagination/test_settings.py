@@ -13,7 +13,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 import sb3_agd
-from sb3_agd import AGDPPO, DiffusionWorldModel, GuidanceCallback
+from sb3_agd import (
+    AGDPPO,
+    DiffusionWorldModel,
+    GuidanceCallback,
+)
 from sb3_agd.imagination import Settings
 
 
