@@ -97,6 +97,7 @@ def test_agdppo_trains_on_one_thread_unless_told_otherwise(
         (["trian"], "invalid choice: 'trian'"),
         (["train", "--algo", "agdpo"], "invalid choice: 'agdpo'"),
         (["train", "--algo", "agdppo", "--env", "Hoper-v5"], "Hoper-v5 not found in gym registry, you maybe meant Hopper-v5?"),
+        (["train", "--algo", "agdppo", "-params", "horizn:3"], "unexpected keyword argument 'horizn'"),
         (["train", "--n-time-steps", "3"], "unrecognized arguments: --n-time-steps 3"),
         (["train", "-params", "guidance:eag"], "text in -params needs quotes of its own"),
         (["train", "--algo", "agdppo", "-params", "horizon:0"], "`horizon` must be an integer of at least 1, not 0"),

@@ -10,6 +10,7 @@ import pytest
 import rl_zoo3
 import torch as th
 import yaml
+from environments import SMALL
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.vec_env import VecNormalize
@@ -98,8 +99,8 @@ def test_ratio_and_scale_may_fall_linearly() -> None:
 
 @pytest.mark.parametrize(("fault", "ours"), [("policy", False), ("update", False), ("rule", True)])
 def test_an_error_is_this_packages_only_if_its_code_was_at_work(fault: str, ours: bool) -> None:
-    faults = {"rule": {"termination_fn": lambda *_: np.zeros(3)}, "update": {"vf_coef": math.nan}, "policy": {}}
-    model = AGDPPO("MlpPolicy", "Pendulum-v1", n_steps=32, world_model_warmup=0, real_steps_per_update=8, **faults[fault])
+    changes = {"rule": {"termination_fn": lambda *_: np.zeros(3)}, "update": {"vf_coef": math.nan}, "policy": {}}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"real_steps_per_update": 8} | changes[fault])
     if fault == "policy":
         # As after an update with hyperparameters that make it diverge
         model.policy.load_state_dict(

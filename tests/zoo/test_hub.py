@@ -25,7 +25,7 @@ def test_an_agent_goes_to_the_hub_and_comes_back(
     monkeypatch.chdir(tmp_path)
     agent = ["--algo", "agdppo", "--env", "Hopper-v5"]
     command_line("train", *agent, "-n", "32", "--eval-freq", "-1", "--device", "cpu", "-params", "n_steps:32")
-    command_line("push-to-hub", *agent, "-f", "logs", "-orga", "me", "-n", "2000", "--", "--seed", "1")
+    command_line("push-to-hub", *agent, "-f", "logs", "-orga", "me", "-n", "300", "--", "--seed", "1")
     card = (hub / "me" / "agdppo-Hopper-v5" / "README.md").read_text()
     metadata = yaml.safe_load(card.split("---")[1])["model-index"][0]
     assert metadata["name"] == "AGDPPO"
