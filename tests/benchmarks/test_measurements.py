@@ -13,6 +13,7 @@ import torch as th
 
 from benchmarks import guidance_on_linear_task
 from benchmarks.guidance_on_linear_task import LinearTask
+from benchmarks.settings import load_settings
 
 
 def test_value_function_of_the_linear_task_is_the_expected_return() -> None:
@@ -43,16 +44,22 @@ def test_particles_choose_better_actions_and_moved_states_do_not(monkeypatch: py
         assert chosen["off"] < 1.1 * none["off"] < moved["off"]
 
 
+def short_settings(algorithm: str, env_id: str) -> dict[str, Any]:
+    """The shipped settings, with an earlier begin of imagination and shorter updates."""
+    return load_settings(algorithm, env_id) | {"world_model_warmup": 256, "n_epochs": 1}
+
+
 # Sizes that make each measurement a matter of seconds
 SMALL_MEASUREMENTS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "world_model_error": (["--envs", "Hopper-v5", "--updates", "3"], {"N_TURNS": 2, "TURN_STEPS": 100, "PPO_STEPS": 512}),
-    "imagination_health": (["--steps", "1300"], {}),
+    "imagination_health": (["--steps", "768"], {"load_settings": short_settings}),
     "speed": (
         ["--repetitions", "1", "--device", "cpu"],
         {
             "PAPER": {"sampler": "ddpm", "world_model_kwargs": {"network": "mlp", "network_kwargs": {"width": 16}}},
             "REPETITIONS": 1,
-            "WARMUP_STEPS": 1280,
+            "WARMUP_STEPS": 512,
+            "load_settings": short_settings,
             "PAPER_SEGMENTS": 16,
             "SEGMENTS": {"cpu": 16},
             "UPDATES": 2,
