@@ -86,7 +86,7 @@ def test_a_second_guidance_callback_is_refused() -> None:
         AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(32, GuidanceCallback())
 
 
-def test_schedules_are_evaluated_at_each_rollout() -> None:
+def test_schedules_are_evaluated_at_each_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
     model = AGDPPO(
         "MlpPolicy",
         "Pendulum-v1",
@@ -106,7 +106,7 @@ def test_schedules_are_evaluated_at_each_rollout() -> None:
         counts.append(len(rows.advantages))
         return rows, masked_share
 
-    model.imagination.imagine_rows = spy
+    monkeypatch.setattr(model.imagination, "imagine_rows", spy)
     model.learn(128)
     # After each of the four rollouts, a quarter of the progress is used up; the last one leaves nothing to imagine
     explained = [variance for _, variance in scales]

@@ -105,10 +105,10 @@ def test_a_world_model_of_another_size_is_refused_by_name(saved: Path) -> None:
         AGDPPO.load(saved, world_model_kwargs={"network_kwargs": {"width": 32, "depth": 1}})
 
 
-def test_a_file_of_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
-    model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL)
-    model.file_format = 99
-    model.save(tmp_path / "model.zip")
+def test_a_file_of_a_newer_version_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("sb3_agd.checkpoint.resumable_ppo.FILE_FORMAT", 99)
+        AGDPPO("MlpPolicy", ToyEnv(), **SMALL).save(tmp_path / "model.zip")
     with pytest.raises(ValueError, match=r"model\.zip.*format 99, newer than"):
         AGDPPO.load(tmp_path / "model.zip")
     with (tmp_path / "model.zip").open("rb") as file, pytest.raises(ValueError, match="format 99, newer than"):
@@ -132,7 +132,7 @@ def test_the_world_model_of_a_file_cannot_run_code(saved: Path, tmp_path: Path) 
     assert not (tmp_path / "harm").exists()
 
 
-def test_a_file_without_read_permission_raises_its_own_error(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_raise_their_own_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.zip"):
         AGDPPO.load("nowhere.zip")
     (tmp_path / "folder.zip").mkdir()
