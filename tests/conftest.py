@@ -1,10 +1,13 @@
 """What all tests share."""
 
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import matplotlib
 import pytest
 import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -16,6 +19,10 @@ from sb3_agd.zoo.cli import main
 # Processes that tests start inherit the variable
 os.environ["OMP_NUM_THREADS"] = "1"
 th.set_num_threads(1)
+# Environments in other processes are forked from one that has imported what takes seconds
+multiprocessing.set_forkserver_preload(["stable_baselines3", "gymnasium"])
+# Figures are saved and never shown
+matplotlib.use("agg")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -30,15 +37,31 @@ def command_line(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def run(*arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", ["sb3-agd", *arguments])
-        main()
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            main()
+        finally:
+            # Training handles it
+            signal.signal(signal.SIGTERM, handler)
 
     return run
 
 
 @pytest.fixture
-def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The world model is updated a few times only."""
+    fit = DiffusionWorldModel.fit
+
+    def short_fit(self: DiffusionWorldModel, source: Any, gradient_steps: int, *args: Any, **kwargs: Any) -> dict[str, float]:
+        return fit(self, source, min(gradient_steps, 5), *args, **kwargs)
+
+    monkeypatch.setattr(DiffusionWorldModel, "fit", short_fit)
+
+
+@pytest.fixture
+def short_training(short_fits: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training ends as soon as imagination begins with the default warm-up, and updates the world model a few times only."""
-    learn, fit = OnPolicyAlgorithm.learn, DiffusionWorldModel.fit
+    learn = OnPolicyAlgorithm.learn
 
     def short_learn(self: OnPolicyAlgorithm, total_timesteps: int, *args: Any, **kwargs: Any) -> OnPolicyAlgorithm:
         # What was frozen for an evaluation must not stay so
@@ -46,8 +69,4 @@ def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
         assert normalization is None or normalization.training
         return learn(self, min(total_timesteps, 1024), *args, **kwargs)
 
-    def short_fit(self: DiffusionWorldModel, source: Any, gradient_steps: int, *args: Any, **kwargs: Any) -> dict[str, float]:
-        return fit(self, source, min(gradient_steps, 5), *args, **kwargs)
-
     monkeypatch.setattr(OnPolicyAlgorithm, "learn", short_learn)
-    monkeypatch.setattr(DiffusionWorldModel, "fit", short_fit)

@@ -1,8 +1,19 @@
-"""What tests that start processes share."""
+"""What tests that start processes share, and tests that run commands in this one."""
 
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+from sb3_agd.zoo.cli import main
 
 # Seconds to wait for what comes within a few on any machine that is not busy
 PATIENCE = 600
@@ -15,3 +26,37 @@ def wait_for(condition: Callable[[], Any]) -> Any:
     while not (outcome := condition()) and time.monotonic() < deadline:
         time.sleep(0.01)
     return outcome
+
+
+def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Start a command in a folder, in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "sb3_agd", *arguments],
+        cwd=folder,
+        env={**os.environ, **SETTINGS},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    """Wait for a command that must succeed, and return what it wrote to stdout."""
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    return out
+
+
+def run_here(folder: Path, *arguments: str) -> str:
+    """Run a command in a folder, in this process, which has everything imported, and return what it wrote to stdout."""
+    handler = signal.getsignal(signal.SIGTERM)
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["sb3-agd", *arguments])
+        try:
+            main()
+        finally:
+            # Training handles it
+            signal.signal(signal.SIGTERM, handler)
+    return out.getvalue()

@@ -6,30 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch as th
 from environments import SMALL, ToyEnv
+from logs import KeptLog
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common import callbacks
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from sb3_agd import AGDPPO, AugmentedRolloutBuffer, GuidanceCallback
 from sb3_agd.imagination import Guidance
-
-
-class KeptLog(KVWriter):
-    """Keeps all that is logged."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        self.rows.append(dict(key_values))
-
-    def close(self) -> None:
-        pass
 
 
 def test_the_callback_is_refused_where_it_does_not_see_each_step() -> None:
@@ -99,7 +86,7 @@ def test_a_second_guidance_callback_is_refused() -> None:
         AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(32, GuidanceCallback())
 
 
-def test_schedules_are_evaluated_at_each_rollout() -> None:
+def test_schedules_are_evaluated_at_each_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
     model = AGDPPO(
         "MlpPolicy",
         "Pendulum-v1",
@@ -119,7 +106,7 @@ def test_schedules_are_evaluated_at_each_rollout() -> None:
         counts.append(len(rows.advantages))
         return rows, masked_share
 
-    model.imagination.imagine_rows = spy
+    monkeypatch.setattr(model.imagination, "imagine_rows", spy)
     model.learn(128)
     # After each of the four rollouts, a quarter of the progress is used up; the last one leaves nothing to imagine
     explained = [variance for _, variance in scales]
@@ -210,72 +197,6 @@ def test_figures_of_imagination_are_not_logged_without_it() -> None:
 def test_verbose_training_prints_when_imagination_begins(capsys: pytest.CaptureFixture[str]) -> None:
     AGDPPO("MlpPolicy", "Pendulum-v1", verbose=1, **SMALL | {"world_model_warmup": 64}).learn(128)
     assert capsys.readouterr().out.count("Imagination begins after 64 steps") == 1
-
-
-def unpredictable_env() -> ToyEnv:
-    """A task whose rewards follow from a number of the step that no observation shows."""
-    return ToyEnv(reward=lambda step: float(np.sin(step**2)))
-
-
-def learn_in_unpredictable_world(n_rollouts: int, **arguments: Any) -> tuple[AGDPPO, list[int], list[str]]:
-    """
-    :return: The agent, the number of imagined rows in the update after each rollout, and all warnings
-    """
-    recorder = KeptLog()
-    model = AGDPPO("MlpPolicy", **{"env": unpredictable_env()} | SMALL | {"world_model_gradient_steps": 20} | arguments)
-    model.set_logger(Logger(None, [recorder]))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model.learn(n_rollouts * SMALL["n_steps"])
-    imagined = [row["agd/n_imagined"] for row in recorder.rows if "agd/n_imagined" in row]
-    return model, imagined, [str(warning.message) for warning in caught]
-
-
-def test_imagination_pauses_if_its_advantages_do_not_correlate_with_real_ones() -> None:
-    # The first rollout is not tested on: there is no world model yet
-    _, imagined, messages = learn_in_unpredictable_world(n_rollouts=24)
-    assert [n > 0 for n in imagined] == [True] * 20 + [False] * 4
-    assert sum("Imagination pauses" in message for message in messages) == 1
-
-
-@pytest.mark.parametrize("arguments", [{"min_advantage_correlation": -1}, {"env": "Pendulum-v1"}])
-def test_imagination_does_not_pause_if_it_is_reliable_or_pauses_are_off(arguments: dict[str, Any]) -> None:
-    _, imagined, messages = learn_in_unpredictable_world(n_rollouts=24, **arguments)
-    assert all(n > 0 for n in imagined) and not any("Imagination pauses" in message for message in messages)
-
-
-def test_imagination_goes_on_once_it_is_reliable_again() -> None:
-    model, _, _ = learn_in_unpredictable_world(n_rollouts=24)
-    assert model.rollout_buffer.n_imagined == 0
-    model.imagination.state.correlations = (0.9,) * 20
-    model.learn(SMALL["n_steps"])
-    assert model.rollout_buffer.n_imagined > 0
-
-
-def test_a_paused_agent_is_still_paused_when_it_is_loaded(tmp_path: Path) -> None:
-    model, _, _ = learn_in_unpredictable_world(n_rollouts=24)
-    model.save(tmp_path / "agent")
-    loaded = AGDPPO.load(tmp_path / "agent", env=unpredictable_env())
-    with pytest.warns(UserWarning, match="Imagination pauses"):
-        loaded.learn(SMALL["n_steps"])
-    assert loaded.rollout_buffer.n_imagined == 0
-
-
-@pytest.mark.filterwarnings("ignore:Imagination pauses")
-def test_a_pause_changes_nothing_else(tmp_path: Path) -> None:
-    """What follows a pause is PPO's update of the real transitions, while the world model goes on learning."""
-    model, _, _ = learn_in_unpredictable_world(n_rollouts=22)
-    model.save(tmp_path / "agent")
-    parameters = []
-    for synthetic_ratio in (model.synthetic_ratio, 0):
-        settings = {"synthetic_ratio": synthetic_ratio, "min_advantage_correlation": 0.999}
-        agent = AGDPPO.load(tmp_path / "agent", env=unpredictable_env(), **settings)
-        n_updates = agent.world_model.n_updates.item()
-        agent.set_random_seed(0)
-        agent.learn(SMALL["n_steps"])
-        parameters.append([parameter.clone() for parameter in agent.policy.parameters()])
-        assert (agent.world_model.n_updates > n_updates) == (synthetic_ratio > 0)
-    assert all(th.equal(paused, without) for paused, without in zip(*parameters, strict=True))
 
 
 def test_short_rollouts_are_imagined_from_once_per_real_steps_per_update() -> None:

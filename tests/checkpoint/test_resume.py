@@ -124,6 +124,13 @@ def make_toy(n_envs: int = 1, **kwargs: Any) -> VecEnv:
     return env
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[AGDPPO, Path]:
+    """A model after all steps, and the folder of its checkpoints, which tests only read."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return train_with_checkpoints(make_toy, folder), folder
+
+
 def test_a_run_that_started_from_a_loaded_agent_is_resumed_bit_for_bit(tmp_path: Path) -> None:
     def make_env() -> VecEnv:
         return make_vec_env("Pendulum-v1", seed=3)
@@ -147,7 +154,7 @@ def test_an_ordinary_file_starts_new_episodes_without_force_reset(tmp_path: Path
     assert len(model.replay_buffer) == 32
 
 
-def test_a_run_that_fails_before_its_first_step_can_still_be_resumed(tmp_path: Path) -> None:
+def test_a_run_that_fails_before_its_first_step_can_still_be_resumed(whole_run: tuple[AGDPPO, Path]) -> None:
     class Failing(BaseCallback):
         def _init_callback(self) -> None:
             raise RuntimeError("not now")
@@ -155,17 +162,17 @@ def test_a_run_that_fails_before_its_first_step_can_still_be_resumed(tmp_path: P
         def _on_step(self) -> bool:
             return True
 
-    model = train_with_checkpoints(make_toy, tmp_path)
-    resumed = AGDPPO.load(tmp_path / "rl_model_96_steps", make_toy(), force_reset=False)
-    resumed.load_replay_buffer(tmp_path / "rl_model_replay_buffer_96_steps.pkl", truncate_last_traj=False)
+    model, folder = whole_run
+    resumed = AGDPPO.load(folder / "rl_model_96_steps", make_toy(), force_reset=False)
+    resumed.load_replay_buffer(folder / "rl_model_replay_buffer_96_steps.pkl", truncate_last_traj=False)
     with pytest.raises(RuntimeError, match="not now"):
         resumed.learn(160, callback=Failing(), reset_num_timesteps=False)
     assert_equal_runs(model, resumed.learn(160, reset_num_timesteps=False))
 
 
-def test_a_run_without_its_transitions_continues_but_differs(tmp_path: Path) -> None:
-    model = train_with_checkpoints(make_toy, tmp_path)
-    other = AGDPPO.load(tmp_path / "rl_model_96_steps", make_toy(), force_reset=False)
+def test_a_run_without_its_transitions_continues_but_differs(whole_run: tuple[AGDPPO, Path]) -> None:
+    model, folder = whole_run
+    other = AGDPPO.load(folder / "rl_model_96_steps", make_toy(), force_reset=False)
     other.learn(STEPS - other.num_timesteps, reset_num_timesteps=False)
     assert other.num_timesteps == model.num_timesteps
     assert len(other.replay_buffer) == STEPS - 96
@@ -173,11 +180,11 @@ def test_a_run_without_its_transitions_continues_but_differs(tmp_path: Path) -> 
     assert any(not th.equal(ours, theirs) for ours, theirs in weights)
 
 
-def test_a_loaded_checkpoint_starts_new_episodes_if_its_environment_is_reset(tmp_path: Path) -> None:
-    train_with_checkpoints(make_toy, tmp_path)
+def test_a_loaded_checkpoint_starts_new_episodes_if_its_environment_is_reset(whole_run: tuple[AGDPPO, Path]) -> None:
+    _, folder = whole_run
     for force_reset, reset_num_timesteps, steps_in_episode in ((True, False, 1), (False, True, 1), (False, False, 97 % 50)):
         seen = []
-        model = AGDPPO.load(tmp_path / "rl_model_96_steps", make_toy(), force_reset=force_reset)
+        model = AGDPPO.load(folder / "rl_model_96_steps", make_toy(), force_reset=force_reset)
         model.learn(
             32,
             callback=lambda local_variables, _, seen=seen: seen.append(local_variables["env"].get_attr("steps")[0]) or True,
@@ -186,9 +193,9 @@ def test_a_loaded_checkpoint_starts_new_episodes_if_its_environment_is_reset(tmp
         assert seen[0] == steps_in_episode
 
 
-def test_other_wrappers_are_refused_by_name(tmp_path: Path) -> None:
-    train_with_checkpoints(make_toy, tmp_path)
-    model = AGDPPO.load(tmp_path / "rl_model_96_steps", VecMonitor(make_toy()), force_reset=False)
+def test_other_wrappers_are_refused_by_name(whole_run: tuple[AGDPPO, Path]) -> None:
+    _, folder = whole_run
+    model = AGDPPO.load(folder / "rl_model_96_steps", VecMonitor(make_toy()), force_reset=False)
     with pytest.raises(
         ValueError, match=r"cannot be restored.*\['DummyVecEnv', 'ToyEnv'\].*\['VecMonitor', 'DummyVecEnv', 'ToyEnv'\]"
     ):

@@ -1,17 +1,20 @@
 """Files are written where and as SB3 writes them, and replaced only once the new ones are complete."""
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from environments import SMALL, ToyEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_agd import AGDPPO
-from sb3_agd.checkpoint.save_util import replaced_file
+from sb3_agd.checkpoint.save_util import replaced_file, save_vec_normalize
 
 ALGORITHMS: dict[str, Callable[[], BaseAlgorithm]] = {
     "PPO": lambda: PPO("MlpPolicy", ToyEnv(), device="cpu"),
@@ -97,3 +100,17 @@ def test_a_failed_save_leaves_the_existing_file_and_no_other(tmp_path: Path) -> 
         raise OSError(28, "No space left on device")
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_crash_while_saving_statistics_keeps_those_that_were_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = VecNormalize(DummyVecEnv([ToyEnv]))
+    save_vec_normalize(env, tmp_path / "vecnormalize.pkl")
+    before = (tmp_path / "vecnormalize.pkl").read_bytes()
+    monkeypatch.setattr("pickle.dump", full_disk)
+    with pytest.raises(OSError, match="No space left on device: nothing was saved; the file that was there is intact"):
+        save_vec_normalize(env, tmp_path / "vecnormalize.pkl")
+    assert (tmp_path / "vecnormalize.pkl").read_bytes() == before

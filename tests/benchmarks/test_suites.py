@@ -1,0 +1,77 @@
+"""Benchmark suites: what is run, with which settings."""
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_suite import SMALL
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+from benchmarks.evaluation import TimedEvaluation
+from benchmarks.settings import algorithm_arguments
+from benchmarks.suite import SUITES, Suite
+from sb3_agd import AGDPPO
+
+
+def test_any_part_of_a_suite_is_balanced(suite_file: Path) -> None:
+    names = [str(one) for one in Suite.load(str(suite_file)).runs()]
+    assert names == [
+        "ppo-HalfCheetah-v5-3",
+        "agdppo_eag-HalfCheetah-v5-3",
+        "ppo-Hopper-v5-3",
+        "agdppo_eag-Hopper-v5-3",
+        "ppo-HalfCheetah-v5-4",
+        "ppo-Hopper-v5-4",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SUITES.glob("*.yml")))
+def test_shipped_suites_are_valid(name: str) -> None:
+    suite = Suite.load(name)
+    for one in suite.runs():
+        assert one.hyperparameters["policy"] == "MlpPolicy"
+        assert one.variant.settings.items() <= one.hyperparameters.items()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("algorithm: ppo", "algorithm: pbo"), "'ppo'.*pbo.yml"),
+        (("Hopper-v5", "Hoper-v5"), "ppo.yml has no settings for Hoper-v5"),
+        (("eval_freq", "eval_frequency"), "not a suite.*eval_frequency"),
+        (("n_seeds: 1", "seeds: 1"), "not a suite.*seeds"),
+        (("guidance: eag", "guidence: eag"), "'agdppo_eag' has unknown settings guidence"),
+        (("variants:", "variants"), "not a suite"),
+    ],
+)
+def test_mistakes_in_a_suite_are_named(suite_file: Path, change: tuple[str, str], message: str) -> None:
+    suite_file.write_text(SMALL.replace(*change))
+    with pytest.raises(ValueError, match=message):
+        Suite.load(str(suite_file))
+
+
+def test_unknown_suite_is_answered_with_the_known_ones() -> None:
+    known = ", ".join(sorted(file.stem for file in SUITES.glob("*.yml")))
+    assert "mujoco-100k" in known
+    with pytest.raises(ValueError, match=f"no suite 'mujocco': give a file, or one of {known}$"):
+        Suite.load("mujocco")
+
+
+def test_no_two_runs_share_episodes_of_their_evaluations(tmp_path: Path) -> None:
+    states = []
+    for seed in range(2):
+        evaluation = TimedEvaluation("Reacher-v5", seed, 100, 10, tmp_path / "evaluations.csv")
+        states += list(evaluation.eval_env.reset())
+    states += list(make_vec_env("Reacher-v5", 10, seed=0).reset())
+    assert len(np.unique(states, axis=0)) == 30
+
+
+def test_the_suite_of_defaults_has_those_of_the_classes() -> None:
+    for each in Suite.load("mujoco-defaults").runs():
+        parameters = inspect.signature({"ppo": PPO, "agdppo": AGDPPO}[each.variant.algorithm]).parameters
+        arguments = algorithm_arguments(each.hyperparameters)
+        assert arguments.pop("policy") == "MlpPolicy" and arguments.pop("policy_kwargs") == "dict()"
+        assert arguments == {name: parameters[name].default for name in arguments}
+        assert not each.hyperparameters["normalize"]

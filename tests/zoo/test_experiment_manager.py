@@ -1,0 +1,183 @@
+"""Experiments of RL-Zoo: shipped settings, the user's own callbacks, and what an error leaves behind."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rl_zoo3
+import torch as th
+import yaml
+from environments import SMALL
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import CheckpointCallback
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_agd import AGDPPO
+from sb3_agd.agdppo import ResumableCheckpointCallback
+from sb3_agd.zoo import register
+from sb3_agd.zoo.experiment_manager import HYPERPARAMS, AGDExperimentManager, find_config, passed_through_package
+
+MUJOCO = ["HalfCheetah", "Hopper", "Walker2d", "Reacher", "Ant", "Swimmer", "InvertedPendulum", "InvertedDoublePendulum"]
+ENVIRONMENTS = [*(f"{name}-v5" for name in MUJOCO), "Pendulum-v1", "CartPole-v1"]
+SHIPPED = {
+    "agdppo": ENVIRONMENTS,
+    "agdppo_paper": ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Reacher-v5"],
+    "ppo": ENVIRONMENTS,
+    "trpo": ENVIRONMENTS,
+    "sac": [env_id for env_id in ENVIRONMENTS if env_id != "CartPole-v1"],
+}
+# Policy settings that runs of AGDPPO speak for
+MEASURED = {("agdppo", "Hopper-v5", key) for key in ("gamma", "gae_lambda", "policy_kwargs")}
+MEASURED |= {("agdppo", "Walker2d-v5", "clip_range"), ("agdppo", "HalfCheetah-v5", "policy_kwargs")}
+# What the network, the advantages and the policy loss are made of
+POLICY_SETTINGS = ("normalize", "policy_kwargs", "gamma", "gae_lambda", "clip_range", "vf_coef", "max_grad_norm")
+register()
+
+
+class OwnCheckpoints(CheckpointCallback):
+    def __init__(self, save_freq: int):
+        super().__init__(save_freq, "own")
+
+
+def shipped(name: str) -> dict[str, dict[str, Any]]:
+    """Settings of all tasks in a shipped file."""
+    return yaml.safe_load((HYPERPARAMS / f"{name}.yml").read_text())
+
+
+@pytest.mark.parametrize(("name", "env_id"), [(name, env_id) for name in SHIPPED for env_id in SHIPPED[name]])
+def test_shipped_settings_build_their_algorithm(name: str, env_id: str, tmp_path: Path) -> None:
+    algo = name.removesuffix("_paper")
+    config = f"{name}.yml" if name == "agdppo_paper" else None
+    manager = AGDExperimentManager(
+        argparse.Namespace(), algo, env_id, str(tmp_path), eval_freq=-1, verbose=0, device="cpu", config=config
+    )
+    assert manager.config == str(HYPERPARAMS / f"{name}.yml")
+    experiment = manager.setup_experiment()
+    assert experiment is not None
+    assert manager.n_timesteps > 0
+    if isinstance(experiment[0], AGDPPO):
+        assert isinstance(experiment[0].world_model_learning_rate, float)
+    experiment[0].env.close()
+
+
+@pytest.mark.parametrize(("algo", "n_tasks"), [("ppo", 10), ("trpo", 7), ("sac", 6)])
+def test_baselines_have_the_values_of_the_zoo_wherever_it_has_any(algo: str, n_tasks: int) -> None:
+    theirs = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / f"{algo}.yml").read_text())
+    compared = set()
+    for env_id, settings in shipped(algo).items():
+        for version in ("v1", "v2", "v4"):
+            for key, value in theirs.get(f"{env_id.split('-')[0]}-{version}", {}).items():
+                assert settings[key] == value, (env_id, key)
+                compared.add(env_id)
+    assert len(compared) == n_tasks
+
+
+@pytest.mark.parametrize("name", ["agdppo", "agdppo_paper"])
+def test_agdppo_shares_the_policy_settings_of_ppo(name: str) -> None:
+    baseline = shipped("ppo")
+    for env_id in SHIPPED[name]:
+        ours, theirs = shipped(name)[env_id], baseline[env_id]
+        for key in POLICY_SETTINGS:
+            if (name, env_id, key) not in MEASURED:
+                assert ours.get(key) == theirs.get(key), (env_id, key)
+
+
+def test_ratio_and_scale_may_fall_linearly() -> None:
+    initials = {"synthetic_ratio": 16, "guidance_scale": 0.15, "world_model_learning_rate": 3e-3, "learning_rate": 3e-4}
+    settings = {name: f"lin_{initial}" for name, initial in initials.items()} | {"gamma": 0.9}
+    settings = AGDExperimentManager._preprocess_schedules(settings)
+    for name, initial in initials.items():
+        assert [settings[name](progress) for progress in (1.0, 0.5, 0.0)] == [initial, initial / 2, 0]
+    AGDPPO("MlpPolicy", "CartPole-v1", **settings)
+    assert AGDExperimentManager._preprocess_schedules({"synthetic_ratio": 8}) == {"synthetic_ratio": 8}
+    with pytest.raises(ValueError, match=r"`synthetic_ratio` must be a number, or text such as lin_16.*not 'cos_16'"):
+        AGDExperimentManager._preprocess_schedules({"synthetic_ratio": "cos_16"})
+
+
+@pytest.mark.parametrize(("fault", "ours"), [("policy", False), ("update", False), ("rule", True)])
+def test_an_error_is_this_packages_only_if_its_code_was_at_work(fault: str, ours: bool) -> None:
+    changes = {"rule": {"termination_fn": lambda *_: np.zeros(3)}, "update": {"vf_coef": math.nan}, "policy": {}}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"real_steps_per_update": 8} | changes[fault])
+    if fault == "policy":
+        # As after an update with hyperparameters that make it diverge
+        model.policy.load_state_dict(
+            {name: th.full_like(tensor, th.nan) for name, tensor in model.policy.state_dict().items()}
+        )
+    with pytest.raises(ValueError, match="`termination_fn`" if fault == "rule" else "to satisfy the constraint") as error:
+        model.learn(64)
+    assert passed_through_package(error.value.__traceback__) == ours
+
+
+def test_a_users_own_checkpoints_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = {f"{__name__}.OwnCheckpoints": {"save_freq": 9}}
+    settings = {"CartPole-v1": {"n_timesteps": 64, "policy": "MlpPolicy", "callback": [own]}}
+    arguments = argparse.Namespace(save_replay_buffer=False)
+    manager = AGDExperimentManager(
+        arguments, "agdppo", "CartPole-v1", str(tmp_path), config="own.yml", save_freq=32, eval_freq=-1
+    )
+    (tmp_path / "own.yml").write_text(yaml.safe_dump(settings))
+    manager.setup_experiment()
+    assert [type(callback) for callback in manager.callbacks] == [OwnCheckpoints, ResumableCheckpointCallback]
+
+
+def test_interrupted_processes_do_not_cost_the_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = AGDExperimentManager(argparse.Namespace(), "agdppo", "CartPole-v1", str(tmp_path))
+
+    def close() -> None:
+        raise BrokenPipeError("these processes have ended")
+
+    def interrupted(*_: Any) -> None:
+        close()
+
+    def failed(*_: Any) -> None:
+        try:
+            raise RuntimeError("a process has died")
+        finally:
+            close()
+
+    def disconnected(*_: Any) -> None:
+        raise ConnectionError("a callback has lost its server")
+
+    # By the class itself: the zoo's name for it is ours once AGDPPO is registered
+    (zoos,) = AGDExperimentManager.__bases__
+    monkeypatch.setattr(zoos, "learn", interrupted)
+    manager.learn(PPO("MlpPolicy", "CartPole-v1"))
+    for learn, error in ((failed, RuntimeError), (disconnected, ConnectionError)):
+        monkeypatch.setattr(zoos, "learn", learn)
+        with pytest.raises(error, match=r"a .* has"):
+            manager.learn(PPO("MlpPolicy", "CartPole-v1"))
+
+
+def test_the_users_file_comes_first_and_the_zoos_last(tmp_path: Path) -> None:
+    assert find_config("own.yml", "ppo", "Hopper-v5") == "own.yml"
+    assert find_config("own.package", "agdppo", "Hopper-v5") == "own.package"
+    assert find_config("agdppo_paper.yml", "agdppo", "Hopper-v5") == str(HYPERPARAMS / "agdppo_paper.yml")
+    assert find_config(None, "ppo", "Hopper-v5") == str(HYPERPARAMS / "ppo.yml")
+    assert find_config(None, "ppo", "MountainCar-v0") is None
+    assert find_config(None, "a2c", "Hopper-v5") is None
+    # The zoo has no file for it
+    assert find_config(None, "agdppo", "MountainCar-v0") == str(HYPERPARAMS / "agdppo.yml")
+
+
+def test_statistics_of_the_best_agent_outlive_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = AGDExperimentManager(argparse.Namespace(), "ppo", "Hopper-v5", str(tmp_path), eval_freq=32, n_timesteps=64)
+    model, _ = manager.setup_experiment()
+    (evaluation,) = manager.callbacks
+    evaluation.init_callback(model)
+    evaluation.callback_on_new_best.on_step()
+    file = tmp_path / "ppo" / "Hopper-v5_1" / "Hopper-v5" / "vecnormalize.pkl"
+    saved = file.read_bytes()
+    assert len(saved) > 1000
+
+    def crash(self: VecNormalize) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(VecNormalize, "__getstate__", crash)
+    for save in (evaluation.callback_on_new_best.on_step, lambda: manager.save_trained_model(model)):
+        with pytest.raises(OSError, match="no space left"):
+            save()
+        assert file.read_bytes() == saved

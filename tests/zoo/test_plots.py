@@ -1,0 +1,86 @@
+"""Figures that compare algorithms, with scores normalised."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sb3_agd.zoo.plots import REFERENCE_SCORES, REFERENCES, load_results, normalized_scores
+
+MUJOCO = ["HalfCheetah", "Hopper", "Walker2d", "Reacher", "Ant", "Swimmer", "InvertedPendulum", "InvertedDoublePendulum"]
+TASK_SCORES = {"HalfCheetah-v5": (-274.0, 5800.0), "Walker": (1.0, 3500.0), "Reacher": (-43.4, -4.1)}
+
+
+def write_results(file: Path, methods: dict[str, dict[str, np.ndarray]]) -> None:
+    """Write returns of shape (n_evaluations, n_runs), by method and task, as `all-plots` does."""
+    results: dict[str, Any] = {}
+    for method, tasks in methods.items():
+        for task, returns in tasks.items():
+            results.setdefault(task, {})[method] = {
+                "timesteps": np.arange(len(returns)) + 1,
+                "mean": returns.mean(1),
+                "std_error": returns.std(1),
+                # One number if there is one run
+                "last_evals": returns[-1].squeeze(),
+                "mean_per_eval": returns,
+            }
+    results["results_table"] = {"headers": [], "value_matrix": [[]]}
+    file.write_bytes(pickle.dumps(results))
+
+
+def test_scores_are_normalised_by_those_of_the_mujoco_tasks(tmp_path: Path) -> None:
+    ends = {task: np.array([[0.0, 0.0], [low, high]]) for task, (low, high) in TASK_SCORES.items()}
+    write_results(tmp_path / "results.pkl", {"AGDPPO": ends})
+    scores = normalized_scores(load_results([str(tmp_path / "results")]), slice(-1, None))
+    np.testing.assert_allclose(scores["AGDPPO"][..., 0], [[0.0] * 3, [1.0] * 3])
+
+
+def test_every_figure_is_saved(
+    tmp_path: Path, command_line: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sb3_agd.zoo.plots.BOOTSTRAP_REPETITIONS", 50)
+    rng = np.random.default_rng(0)
+    # Their numbers of runs differ
+    for number in (1, 3):
+        returns = {task: rng.uniform(low, high, (4, number)) for task, (low, high) in TASK_SCORES.items()}
+        write_results(tmp_path / f"results_{number}.pkl", {f"METHOD-{number}": returns})
+    command_line(
+        *("plot-from-file", "-i", str(tmp_path / "results_1.pkl"), "--merge", str(tmp_path / "results_3"), "-l", "old", "new"),
+        *("--skip-envs", "Reacher", "--boxplot", "--rliable", "--versus", "--iqm", "-o", str(tmp_path / "scores.png")),
+    )
+    figures = {file.stem.removeprefix("scores"): np.asarray(Image.open(file).convert("L")) for file in tmp_path.glob("*.png")}
+    curves = {f"_curves_{task}" for task in ("HalfCheetah-v5", "Walker")}
+    assert set(figures) == {"", "_boxplot", "_aggregates", "_profiles", "_versus", "_iqm"} | curves
+    assert all((figure < 128).mean() > 0.005 for figure in figures.values())
+    out = capsys.readouterr().out
+    assert f"{returns['Walker'][-1].mean():.6f}"[:8] in out and "new" in out and "METHOD" not in out and "Reacher" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--keep-envs", "Ant"], "Nothing is left to show: there are Walker, Hopper, CartPole with A, B"),
+        (["--labels", "one"], "`--labels` must name these 2 methods, not 1: A, B"),
+        (["--rliable"], "No reference scores of CartPole"),
+        (["--iqm", "--skip-envs", "CartPole"], "B has no results on Walker"),
+        (["--versus", "--skip-envs", "CartPole", "--keep-keys", "A"], "`--versus` needs two methods, there is A only"),
+    ],
+)
+def test_what_cannot_be_plotted_is_named(options: list[str], complaint: str, tmp_path: Path, command_line: Any) -> None:
+    returns = np.ones((2, 2))
+    write_results(
+        tmp_path / "results.pkl", {"A": dict.fromkeys(("Walker", "Hopper", "CartPole"), returns), "B": {"Hopper": returns}}
+    )
+    with pytest.raises(SystemExit, match=complaint):
+        command_line("plot-from-file", "-i", str(tmp_path / "results.pkl"), *options)
+
+
+def test_reference_scores_cover_all_names_of_the_mujoco_tasks() -> None:
+    assert {score.env_id for score in REFERENCE_SCORES} == {f"{name}-v5" for name in MUJOCO}
+    assert all(REFERENCES[name] is REFERENCES[f"{name}-v5"] for name in MUJOCO)
+    # The zoo's own short names, and one of its own scores
+    assert REFERENCES["Half"].env_id == "HalfCheetah-v5" and REFERENCES["Walker"].env_id == "Walker2d-v5"
+    assert REFERENCES["BipedalWalker"].max == 300
