@@ -216,16 +216,18 @@ class GuidanceCallback(BaseCallback):
     def _begin_round(self, number: int) -> bool:
         """
         :param number: Number of a round after the first
-        :return: Whether it has imagined transitions. A policy that has diverged imagines nothing: as with PPO, its next real
-            step ends with an error
+        :return: Whether the policy is finite. If not, its next real step ends with an error, as with PPO
         """
         assert self.imagination is not None
-        is_finite = all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters())
-        if not is_finite or not self._make_usable(self.imagination):
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters()):
             return False
+        is_usable = self._make_usable(self.imagination)
         self._refresh(self.imagination)
-        self._augment(self.imagination, number)
-        return self._buffer.n_imagined > 0
+        if is_usable:
+            self._augment(self.imagination, number)
+        else:
+            self._buffer.augment_nothing(number, self.n_rounds)
+        return True
 
     def _refresh(self, imagination: Imagination) -> None:
         """

@@ -30,6 +30,7 @@ class AugmentedRolloutBuffer(RolloutBuffer):
         self.imagined: RolloutBufferSamples | None = None
         self._real_rows: RolloutBufferSamples | None = None
         self._all_rows: RolloutBufferSamples | None = None
+        self._n_parts = 1
 
     @property
     def n_imagined(self) -> int:
@@ -62,6 +63,17 @@ class AugmentedRolloutBuffer(RolloutBuffer):
         self._part = part
         self._n_parts = n_parts
 
+    def augment_nothing(self, part: int, n_parts: int) -> None:
+        """
+        Drop the imagined rows, and let :meth:`get` return one part of the real ones.
+
+        :param part: Which part, from 0
+        :param n_parts: Number of parts that the real rows are divided into
+        """
+        assert self.imagined is not None
+        empty = RolloutBufferSamples(*(map_parts(lambda column: column[:0], column) for column in self.imagined))
+        self.augment(empty, self._rng, 1, part, n_parts)
+
     def replace_estimates(self, values: th.Tensor, log_probs: th.Tensor, estimate: Callable[[], None]) -> None:
         """
         Replace the values and log-probabilities of the real rows by those of a newer policy, after :meth:`get` was called.
@@ -85,7 +97,7 @@ class AugmentedRolloutBuffer(RolloutBuffer):
         return super()._get_samples(batch_inds, env)
 
     def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
-        if self.imagined is None or self.n_imagined == 0:
+        if self.imagined is None or (self.n_imagined == 0 and self._n_parts == 1):
             yield from super().get(batch_size)
             return
         if self._real_rows is None:

@@ -81,9 +81,13 @@ def test_each_real_row_is_learned_from_in_one_round_only(monkeypatch: pytest.Mon
     assert len({row for part in seen for row in part}) == sum(map(len, seen))
 
 
-def test_rounds_end_where_the_world_model_diverges(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, fits = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"real_steps_per_update": 8}), []
-    fit = model.imagination.fit
+def test_rounds_in_which_the_world_model_diverges_have_their_real_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, fits, rows = (
+        AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"real_steps_per_update": 8, "real_data_ratio": 0}),
+        [],
+        [],
+    )
+    fit, train = model.imagination.fit, PPO.train
 
     def diverging(*arguments: Any) -> dict[str, float]:
         fits.append(arguments)
@@ -91,10 +95,16 @@ def test_rounds_end_where_the_world_model_diverges(monkeypatch: pytest.MonkeyPat
             raise FloatingPointError("It has diverged")
         return fit(*arguments)
 
+    def watched(model: AGDPPO) -> None:
+        n_imagined = model.rollout_buffer.n_imagined
+        rows.append((n_imagined, len(next(model.rollout_buffer.get()).advantages) - n_imagined))
+        train(model)
+
     monkeypatch.setattr(model.imagination, "fit", diverging)
+    monkeypatch.setattr(PPO, "train", watched)
     with pytest.warns(UserWarning, match="It has diverged"):
         model.learn(32)
-    assert len(fits) == 3 and model._n_updates == 2 * SMALL["n_epochs"]
+    assert rows == [(16, 8), (16, 8), (0, 8), (16, 8)]
 
 
 def test_real_steps_per_update_may_change_during_training() -> None:
