@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.training_log import TrainingLog
 from sb3_agd.checkpoint.resume import check_sees_each_step, discard_stale_replies
-from sb3_agd.imagination import Guide
+from sb3_agd.imagination import Guide, randomness
 from sb3_agd.imagination.imagination import Imagination
 from sb3_agd.imagination.settings import Guidance, Settings
 from sb3_agd.world_model import DiffusionWorldModel
@@ -325,6 +325,8 @@ class GuidanceCallback(BaseCallback):
         """
         with self._log.timed("imagine"):
             errors = imagination.test()
+        if errors["missed_randomness"] > randomness.MIN_MISSED_RANDOMNESS:
+            self._log.warn_once("randomness", randomness.WARNING)
         figures = {
             "held_out_error_first": errors["states"][0],
             "held_out_error": errors["states"][-1],

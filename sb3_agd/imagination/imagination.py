@@ -24,6 +24,7 @@ from sb3_agd.experience.vec_normalize import Normalization, normalizing_wrapper
 from sb3_agd.imagination.guides import Critic, select_candidates
 from sb3_agd.imagination.inputs import encoded_observations, recent_states, states_along
 from sb3_agd.imagination.policy_adapter import FixedNoisePolicy, PolicyAdapter, check_distribution
+from sb3_agd.imagination.randomness import missed_randomness
 from sb3_agd.imagination.rollout_rows import rollout_rows
 from sb3_agd.imagination.segment_errors import segment_errors
 from sb3_agd.imagination.settings import NO_GUIDANCE, Guidance, Settings
@@ -260,15 +261,15 @@ class Imagination:
         """
         Test the world model on segments of the newest rollout, which it was not trained on yet.
 
-        :return: What :func:`segment_errors` returns, and ``advantage_correlation``: that of the one-step
-            advantages along imagined and real segments with the same actions, by the present critic; NaN where the real ones
-            are constant
+        :return: What :func:`segment_errors` returns, ``missed_randomness`` (see :func:`missed_randomness`), and
+            ``advantage_correlation``: that of the one-step advantages along imagined and real segments with the same actions,
+            by the present critic; NaN where the real ones are constant
         """
         env_indices, rows = self.replay_buffer.transitions_since(self.recorder.rollout_start)
         chosen = self.state.rng.integers(len(rows), size=min(HELD_OUT_SEGMENTS, len(rows)))
-        segments = self.replay_buffer.segments(env_indices[chosen], rows[chosen], self.world_model.horizon)
-        segments = segments.map(lambda array: array.to(self.model.device))
-        imagined = self.world_model.predict(segments.observations[:, 0], segments.actions, self.generator())
+        tested, generator = (env_indices[chosen], rows[chosen]), self.generator()
+        segments = self.world_model.on_device(self.replay_buffer.segments(*tested, self.world_model.horizon))
+        imagined = self.world_model.predict(segments.observations[:, 0], segments.actions, generator)
         kept = segments.mask & imagined.mask
         with th.no_grad():
             claimed, real = (self.critic.advantages(both)[kept] for both in (imagined, segments))
@@ -276,7 +277,11 @@ class Imagination:
         correlation = F.cosine_similarity(claimed - claimed.mean(), deviations, dim=0)
         if not (deviations.abs() > SAME_ADVANTAGE).any():
             correlation = th.full_like(correlation, math.nan)
-        return {**segment_errors(self.world_model, imagined, segments), "advantage_correlation": correlation}
+        missed = th.zeros(())
+        if not self.settings.suits_randomness:
+            missed = missed_randomness(self.world_model, self.replay_buffer, tested, segments, imagined, generator)
+        errors = segment_errors(self.world_model, imagined, segments)
+        return errors | {"advantage_correlation": correlation, "missed_randomness": missed}
 
     def fit(
         self,

@@ -175,8 +175,8 @@ class Settings:
     :param world_model_warmup: Real transitions before the world model is first fitted and used
     :param buffer_size: Size of the replay buffer of real transitions that the world model is trained on, in rows: one for
         each transition and one for the last state of each episode; the oldest are overwritten
-    :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel`: ``network``,
-        ``network_kwargs``, ``ema_decay`` and ``open_loop_length``
+    :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``, ``network_kwargs``,
+        ``open_loop_length``, ``ema_decay``)
     :param termination_fn: The true rule of termination if it is known, in place of the learned one. It gets numpy
         arrays ``(observations, actions, next_observations)`` in raw units with one row per transition and returns
         one boolean per row
@@ -240,6 +240,12 @@ class Settings:
             "termination_fn": self.termination_fn,
             **(self.world_model_kwargs or {}),
         }
+
+    @property
+    def suits_randomness(self) -> bool:
+        """Whether imagined segments are as random as the task, see :class:`DiffusionWorldModel`."""
+        arguments = self.world_model_arguments()
+        return self.n_denoising_steps >= 16 and arguments.get("open_loop_length") == 1
 
     def check_successor(self, successor: Settings) -> None:
         """

@@ -404,6 +404,7 @@ def test_advantages_correlate_if_and_only_if_what_is_imagined_happens(monkeypatc
         *imagination.replay_buffer.transitions_since(np.zeros(1, dtype=int)), imagination.world_model.horizon
     )
     monkeypatch.setattr(imagination.replay_buffer, "segments", lambda *_: segments)
+    monkeypatch.setattr("sb3_agd.imagination.imagination.missed_randomness", lambda *_: th.zeros(()))
     shuffled = np.random.default_rng(0).permutation(len(segments))
     # Segments that end sooner than in reality count for as long as they last
     half = segments.mask.clone()
