@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from benchmarks.settings import algorithm_arguments, load_settings, make_environment
 from sb3_agd import AGDPPO, AugmentedRolloutBuffer
-from sb3_agd.imagination.value_bounds import discounted_returns
+from sb3_agd.diagnostics.evaluator import discounted_returns
 
 TERMINATION_RATES = ("imagined_termination_rate", "real_termination_rate")
 

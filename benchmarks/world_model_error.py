@@ -23,7 +23,7 @@ from stable_baselines3 import PPO
 from sb3_agd import DiffusionWorldModel
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.segment_source import ReplaySegmentSource
-from sb3_agd.imagination.segment_errors import prediction_errors
+from sb3_agd.imagination.segment_errors import segment_errors
 
 N_TURNS = 10
 TURN_STEPS = 2_000
@@ -81,7 +81,8 @@ def fit_and_test(env_id: str, arguments: argparse.Namespace) -> dict[str, list[f
     )
     duration = time.perf_counter() - start
     segments = held_out.segments(*held_out.recent_transitions(held_out.capacity_per_env), model.horizon)
-    errors = prediction_errors(model, segments, generator)
+    imagined = model.predict(segments.observations[:, 0], segments.actions, generator)
+    errors = segment_errors(model, imagined, segments)
     return {
         "states": errors["states"].tolist(),
         "persistence": errors["persistence"].tolist(),

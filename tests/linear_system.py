@@ -10,6 +10,7 @@ from torch import nn
 
 from sb3_agd.imagination import Critic, Guide
 from sb3_agd.imagination.guides import GUIDES
+from sb3_agd.imagination.segment_errors import segment_errors
 from sb3_agd.world_model import DiffusionWorldModel, Segments
 from sb3_agd.world_model.samplers import SAMPLERS
 from sb3_agd.world_model.schedules import Schedule
@@ -246,3 +247,8 @@ def exact_model(**changes: Any) -> DiffusionWorldModel:
     model.observe(extreme.expand(-1, OBSERVATION_DIM), extreme, extreme[:, 0], th.zeros(2))
     model.ema_networks["denoiser"] = ExactDenoiser(model)
     return model
+
+
+def prediction_errors(model: DiffusionWorldModel, real: Segments, generator: th.Generator) -> dict[str, th.Tensor]:
+    """Errors of what a world model predicts for the start states and actions of real segments."""
+    return segment_errors(model, model.predict(real.observations[:, 0], real.actions, generator), real)

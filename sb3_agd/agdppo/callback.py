@@ -2,8 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
-from sb3_agd.agdppo.training_log import TrainingLog
+from sb3_agd.agdppo.training_log import TrainingLog, shown_progress
 from sb3_agd.checkpoint.resume import check_sees_each_step, discard_stale_replies
 from sb3_agd.imagination import Guide, randomness
 from sb3_agd.imagination.imagination import Imagination
@@ -368,7 +367,7 @@ class GuidanceCallback(BaseCallback):
         settings, first = self.settings, not self.world_model.is_trained
         gradient_steps = settings.world_model_gradient_steps * (WARMUP_FITS if first else 1)
         learning_rate = settings.world_model_learning_rate_at(self._progress_remaining)
-        with self._log.timed("fit"), self._shown_progress(gradient_steps if first else 0) as on_update:
+        with self._log.timed("fit"), shown_progress(self._progress_bar, gradient_steps if first else 0) as on_update:
             try:
                 losses = imagination.fit(gradient_steps, settings.world_model_batch_size, learning_rate, on_update)
             except FloatingPointError as error:
@@ -382,20 +381,3 @@ class GuidanceCallback(BaseCallback):
         elif first and self.verbose >= 1:
             print(f"Imagination begins after {self.num_timesteps} steps")
         return not diverged
-
-    @contextmanager
-    def _shown_progress(self, n_updates: int) -> Iterator[Callable[[], None] | None]:
-        """
-        Show the progress of a fit beside SB3's progress bar.
-
-        :param n_updates: Number of updates, 0 to show nothing
-        :return: To be called after each update
-        """
-        if self._progress_bar is None or n_updates == 0:
-            yield None
-            return
-        bar, numbers = self._progress_bar.pbar, itertools.count(1)
-        try:
-            yield lambda: bar.set_description(f"World model: update {next(numbers)} of {n_updates}")
-        finally:
-            bar.set_description("")

@@ -1,10 +1,12 @@
 """What is logged about imagination in training."""
 
+import itertools
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from stable_baselines3.common.callbacks import ProgressBarCallback
 from stable_baselines3.common.logger import Logger
 
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
@@ -75,3 +77,22 @@ class TrainingLog:
             logger.record(f"agd/{name}", figure)
         self._n_imagined = 0
         self._seconds = dict.fromkeys(self._seconds, 0.0)
+
+
+@contextmanager
+def shown_progress(progress_bar: ProgressBarCallback | None, n_updates: int) -> Iterator[Callable[[], None] | None]:
+    """
+    Show the progress of a fit beside SB3's progress bar.
+
+    :param progress_bar: SB3's progress bar, if there is one
+    :param n_updates: Number of updates, 0 to show nothing
+    :return: To be called after each update
+    """
+    if progress_bar is None or n_updates == 0:
+        yield None
+        return
+    bar, numbers = progress_bar.pbar, itertools.count(1)
+    try:
+        yield lambda: bar.set_description(f"World model: update {next(numbers)} of {n_updates}")
+    finally:
+        bar.set_description("")

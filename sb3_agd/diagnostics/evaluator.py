@@ -15,7 +15,6 @@ from sb3_agd.diagnostics.progress import track
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.imagination import Critic, Guidance
 from sb3_agd.imagination.policy_adapter import FixedNoisePolicy
-from sb3_agd.imagination.value_bounds import discounted_returns
 from sb3_agd.world_model import Segments
 
 # Steps of real episodes from one start state to the next
@@ -27,6 +26,20 @@ SPREAD_SAMPLES = 32
 # After a segment, a Monte Carlo return follows the policy until the critic's value has this weight, or for this many steps
 TAIL_WEIGHT = 0.1
 MAX_TAIL = 250
+
+
+def discounted_returns(rewards: np.ndarray, gamma: float, future: float = 0.0) -> np.ndarray:
+    """
+    :param rewards: Rewards of consecutive steps, shape (T,)
+    :param gamma: Discount factor
+    :param future: Return after the last step
+    :return: Discounted sum of the rewards from each step on, shape (T,)
+    """
+    returns = np.empty(len(rewards))
+    for step in reversed(range(len(rewards))):
+        future = float(rewards[step]) + gamma * future
+        returns[step] = future
+    return returns
 
 
 @dataclass(frozen=True)

@@ -36,16 +36,3 @@ def segment_errors(
         "imagined_terminations": imagined.terminations[whole][imagined.mask[whole]].float().mean(),
         "real_terminations": real.terminations[whole][real.mask[whole]].float().mean(),
     }
-
-
-def prediction_errors(
-    world_model: DiffusionWorldModel, real: Segments[th.Tensor], generator: th.Generator | None = None
-) -> dict[str, th.Tensor]:
-    """
-    :param world_model: The world model
-    :param real: Real segments in raw units
-    :param generator: Source of the noise
-    :return: Errors of what the world model predicts for their start states and actions, see :func:`segment_errors`
-    """
-    real = world_model.on_device(real)
-    return segment_errors(world_model, world_model.predict(real.observations[:, 0], real.actions, generator), real)

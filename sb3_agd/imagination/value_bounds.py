@@ -11,20 +11,6 @@ UNKNOWN_RANGE = (-math.inf, math.inf)
 MAX_RETURN_STEPS = 10_000
 
 
-def discounted_returns(rewards: np.ndarray, gamma: float, future: float = 0.0) -> np.ndarray:
-    """
-    :param rewards: Rewards of consecutive steps, shape (T,)
-    :param gamma: Discount factor
-    :param future: Return after the last step
-    :return: Discounted sum of the rewards from each step on, shape (T,)
-    """
-    returns = np.empty(len(rewards))
-    for step in reversed(range(len(rewards))):
-        future = float(rewards[step]) + gamma * future
-        returns[step] = future
-    return returns
-
-
 def real_advantages(buffer: RolloutBuffer) -> np.ndarray:
     """
     :param buffer: A full rollout buffer, not yet flattened

@@ -23,13 +23,13 @@ from linear_system import (
     make_model,
     never,
     objective_of,
+    prediction_errors,
     seeded,
     well_fitted,
 )
 from torch import nn
 
 from sb3_agd.imagination import SigmoidAdvantageGuide
-from sb3_agd.imagination.segment_errors import prediction_errors
 from sb3_agd.world_model import DiffusionWorldModel, Segments
 from sb3_agd.world_model.segments import mask_after_termination
 

@@ -20,13 +20,13 @@ from linear_system import (
     linear_segments,
     make_model,
     observe,
+    prediction_errors,
     randomised,
     seeded,
     well_fitted,
 )
 from torch import nn
 
-from sb3_agd.imagination.segment_errors import prediction_errors
 from sb3_agd.world_model import Segments
 from sb3_agd.world_model.denoisers import ResidualMLPDenoiser
 

@@ -26,12 +26,13 @@ from linear_system import (
     make_model,
     objective_of,
     observe,
+    prediction_errors,
     roll_out,
     seeded,
 )
 
 from sb3_agd.imagination import Critic, Guide, SigmoidAdvantageGuide
-from sb3_agd.imagination.segment_errors import prediction_errors, segment_errors
+from sb3_agd.imagination.segment_errors import segment_errors
 from sb3_agd.world_model import DiffusionWorldModel, Segments
 
 
