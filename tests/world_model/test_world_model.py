@@ -336,7 +336,7 @@ class Walk:
         return self.segments(3_000)
 
 
-def imagined_walk(change: Callable[[th.Tensor, th.Generator], th.Tensor]) -> th.Tensor:
+def imagined_walk(change: Callable[[th.Tensor, th.Generator], th.Tensor], gradient_steps: int) -> th.Tensor:
     """States imagined with the setting that the guide for users recommends in stochastic tasks, shape (B, H + 1)."""
     source = Walk(change)
     model = make_model(
@@ -350,18 +350,18 @@ def imagined_walk(change: Callable[[th.Tensor, th.Generator], th.Tensor]) -> th.
         network_kwargs={"width": 64},
     )
     observe(model, source.every_transition())
-    for gradient_steps, learning_rate in ((1_000, 3e-3), (500, 3e-4)):
-        model.fit(source, gradient_steps, 256, learning_rate, generator=seeded())
-    return model.predict(th.zeros(4_000, 1), th.zeros(4_000, 8, 1), seeded(1)).observations[..., 0]
+    model.fit(source, gradient_steps, 256, 3e-3, generator=seeded())
+    model.fit(source, gradient_steps // 2, 256, 3e-4, generator=seeded())
+    return model.predict(th.zeros(3_000, 1), th.zeros(3_000, 8, 1), seeded(1)).observations[..., 0]
 
 
 def test_random_walk_is_imagined_with_its_variance_and_independent_increments() -> None:
-    states = imagined_walk(lambda state, generator: state + th.randn(state.shape, generator=generator))
+    states = imagined_walk(lambda state, generator: state + th.randn(state.shape, generator=generator), 500)
     increments = states.diff(dim=1)
     increments = increments - increments.mean(0)
     variance = increments.square().mean().item()
     assert variance == pytest.approx(1, abs=0.1)
-    assert states[:, -1].var().item() == pytest.approx(8, rel=0.25)
+    assert states[:, -1].var().item() == pytest.approx(8, rel=0.2)
     assert abs((increments[:, 1:] * increments[:, :-1]).mean().item()) / variance < 0.05
 
 
@@ -370,6 +370,6 @@ def test_two_outcomes_are_imagined_with_their_probabilities_and_nothing_in_betwe
         sign = 2.0 * (th.rand(state.shape, generator=generator) < 0.1) - 1
         return sign + 0.05 * th.randn(state.shape, generator=generator)
 
-    states = imagined_walk(jump)[:, 1:]
+    states = imagined_walk(jump, 1_000)[:, 1:]
     assert (states > 0).float().mean().item() == pytest.approx(0.1, abs=0.03)
     assert (states.abs() < 0.7).float().mean() < 0.03
