@@ -172,7 +172,7 @@ class SimulatorImagination(Imagination):
 
     def test(self) -> dict[str, th.Tensor]:
         """The simulator makes no errors: there is nothing to measure."""
-        names = ("states", "imagined_terminations", "real_terminations", "advantage_correlation")
+        names = ("states", "imagined_terminations", "real_terminations", "advantage_correlation", "missed_randomness")
         return {name: th.full((1,), math.nan) for name in names}
 
     @th.no_grad()

@@ -336,7 +336,7 @@ class Walk:
         return self.segments(3_000)
 
 
-def imagined_walk(change: Callable[[th.Tensor, th.Generator], th.Tensor], gradient_steps: int) -> th.Tensor:
+def imagined_walk(change: Callable[[th.Tensor, th.Generator], th.Tensor], gradient_steps: int, seed: int = 0) -> th.Tensor:
     """States imagined with the setting that the guide for users recommends in stochastic tasks, shape (B, H + 1)."""
     source = Walk(change)
     model = make_model(
@@ -348,20 +348,26 @@ def imagined_walk(change: Callable[[th.Tensor, th.Generator], th.Tensor], gradie
         learning_rate=3e-3,
         ema_decay=0.99,
         network_kwargs={"width": 64},
+        seed=seed,
     )
     observe(model, source.every_transition())
-    model.fit(source, gradient_steps, 256, 3e-3, generator=seeded())
-    model.fit(source, gradient_steps // 2, 256, 3e-4, generator=seeded())
+    model.fit(source, gradient_steps, 256, 3e-3, generator=seeded(seed))
+    model.fit(source, gradient_steps // 2, 256, 3e-4, generator=seeded(seed))
     return model.predict(th.zeros(3_000, 1), th.zeros(3_000, 8, 1), seeded(1)).observations[..., 0]
 
 
 def test_random_walk_is_imagined_with_its_variance_and_independent_increments() -> None:
-    states = imagined_walk(lambda state, generator: state + th.randn(state.shape, generator=generator), 500)
+    # Each model has an error of its own: two have half of the states each
+    models = [
+        imagined_walk(lambda state, generator: state + th.randn(state.shape, generator=generator), 700, seed)
+        for seed in (0, 1)
+    ]
+    states = th.cat(models)
     increments = states.diff(dim=1)
     increments = increments - increments.mean(0)
     variance = increments.square().mean().item()
     assert variance == pytest.approx(1, abs=0.1)
-    assert states[:, -1].var().item() == pytest.approx(8, rel=0.2)
+    assert states[:, -1].var().item() == pytest.approx(8, rel=0.13)
     assert abs((increments[:, 1:] * increments[:, :-1]).mean().item()) / variance < 0.05
 
 
