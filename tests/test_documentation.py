@@ -5,7 +5,7 @@ The code, the commands and the names in README.md and docs/*.md, and the experim
 - Commands are parsed by the command's own parser. As written, they would take hours, a screen or a cluster.
 - Those of RL-Zoo in the README also run at small size, one after the other in one folder, and so does
   `benchmarks.compare`. What is left out there (tuning, videos, the last plot, suites, Ray) runs at small size in
-  test_zoo_commands.py, test_diagnostics.py and test_benchmarks.py, and the examples in test_examples.py.
+  the tests of these folders, and the examples in test_examples.py.
 - Commands of pip and make are not run, since they would build an environment: extras, files and targets must exist.
 """
 
