@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib
 import pytest
 import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -22,7 +21,7 @@ th.set_num_threads(1)
 # Environments in other processes are forked from one that has imported what takes seconds
 multiprocessing.set_forkserver_preload(["stable_baselines3", "gymnasium"])
 # Figures are saved and never shown
-matplotlib.use("agg")
+os.environ["MPLBACKEND"] = "agg"
 
 
 @pytest.fixture(autouse=True, scope="session")
