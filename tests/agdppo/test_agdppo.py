@@ -1,5 +1,6 @@
 """AGDPPO as users see it: arguments, saving, refusals, and :meth:`imagine`."""
 
+import importlib.util
 import warnings
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,17 @@ def test_exports_the_public_names() -> None:
         "__version__",
         "imagination_report",
     }
-    assert all(getattr(sb3_agd, name) is not None for name in sb3_agd.__all__)
+    assert all(getattr(sb3_agd, name) is not None for name in set(sb3_agd.__all__) - {"imagination_report"})
     with pytest.raises(AttributeError, match="no attribute 'SAG'"):
         sb3_agd.SAG  # noqa: B018
+
+
+def test_imagination_report_is_exported_or_names_the_extra_that_it_needs() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        with pytest.raises(ImportError, match="needs the extra `zoo`"):
+            sb3_agd.imagination_report  # noqa: B018
+    else:
+        assert callable(sb3_agd.imagination_report)
 
 
 def test_a_custom_network_is_used_and_saved(tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ class CallLog(gym.Wrapper):
 def test_training_steps_the_environments_exactly_as_often_as_ppo(
     env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("mujoco")
     # A critic that explains nothing would not guide
     monkeypatch.setattr("sb3_agd.imagination.imagination.explained_variance", lambda *_: 1.0)
     n_steps = 12 * SMALL["n_steps"]
