@@ -35,7 +35,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Only when they are asked for: reports need the extra `zoo`, for figures
+    # Only when they are asked for: that saves a moment at each start
     if name in ("GuidanceGainCallback", "imagination_report"):
         from sb3_agd import diagnostics
 
