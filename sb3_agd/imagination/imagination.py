@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
@@ -25,7 +24,7 @@ from sb3_agd.imagination.guides import Critic, select_candidates
 from sb3_agd.imagination.inputs import encoded_observations, recent_states, states_along
 from sb3_agd.imagination.policy_adapter import FixedNoisePolicy, PolicyAdapter, check_distribution
 from sb3_agd.imagination.randomness import missed_randomness
-from sb3_agd.imagination.rollout_rows import rollout_rows
+from sb3_agd.imagination.rollout_rows import evaluated_actions, rollout_rows
 from sb3_agd.imagination.segment_errors import segment_errors
 from sb3_agd.imagination.settings import NO_GUIDANCE, Guidance, Settings
 from sb3_agd.imagination.value_bounds import (
@@ -249,13 +248,10 @@ class Imagination:
         model = self.model
         assert model._last_obs is not None
         model.policy.set_training_mode(False)
-        observations: Any = obs_as_tensor(buffer.observations, model.device)
         actions = th.as_tensor(buffer.actions, device=model.device).float()
-        if isinstance(model.action_space, spaces.Discrete):
-            actions = actions.long().flatten()
-        values, log_probs, _ = model.policy.evaluate_actions(observations, actions)
+        values, log_probs = evaluated_actions(model, obs_as_tensor(buffer.observations, model.device), actions)
         last_values = model.policy.predict_values(obs_as_tensor(model._last_obs, model.device))
-        return values.flatten(), log_probs.flatten(), last_values.flatten()
+        return values, log_probs, last_values.flatten()
 
     def test(self) -> dict[str, th.Tensor]:
         """

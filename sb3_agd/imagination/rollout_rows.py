@@ -1,10 +1,13 @@
 """From imagined segments to rows of the rollout buffer."""
 
+from typing import Any
+
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
-from sb3_agd.experience.space_codecs import map_parts
+from sb3_agd.experience.space_codecs import Observations, map_parts
 from sb3_agd.imagination.policy_adapter import PolicyAdapter
 from sb3_agd.world_model import Segments
 
@@ -32,6 +35,20 @@ def generalized_advantages(
     return advantages
 
 
+def evaluated_actions(model: OnPolicyAlgorithm, observations: Observations, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param model: The algorithm
+    :param observations: As the policy sees them, N of them
+    :param actions: As the rollout buffer stores them, shape (N, action_dim)
+    :return: Values of the observations and log-probabilities of the actions by the present policy, each of shape (N,)
+    """
+    evaluated = actions.long().flatten() if isinstance(model.action_space, spaces.Discrete) else actions
+    # SB3's policies take dictionaries, too
+    policy: Any = model.policy
+    values, log_probs, _ = policy.evaluate_actions(observations, evaluated)
+    return values.flatten(), log_probs
+
+
 @th.no_grad()
 def rollout_rows(
     agent: PolicyAdapter, segments: Segments[th.Tensor], actions: th.Tensor, value_range: tuple[float, float]
@@ -50,8 +67,7 @@ def rollout_rows(
     observations = agent.policy_observations(segments.observations[:, :-1])
     last_observations = agent.policy_observations(segments.observations[:, -1])
     actions = actions.flatten(0, 1)
-    evaluated = actions.long().flatten() if isinstance(model.action_space, spaces.Discrete) else actions
-    values, log_probs, _ = model.policy.evaluate_actions(observations, evaluated)
+    values, log_probs = evaluated_actions(model, observations, actions)
     last_values = model.policy.predict_values(last_observations)
     all_values = th.cat([values.view(batch, horizon), last_values.view(batch, 1)], dim=1).clamp(*value_range)
     # SB3 keeps to the discount factor that the rollout buffer was made with
@@ -60,5 +76,5 @@ def rollout_rows(
     advantages = generalized_advantages(rewards, segments.terminations, all_values, buffer.gamma, buffer.gae_lambda)
     returns = (advantages + all_values[:, :-1]).clamp(*value_range)
     kept = (segments.mask & returns.isfinite()).flatten() & log_probs.isfinite()
-    columns = (observations, actions, values.flatten(), log_probs, advantages.flatten(), returns.flatten())
+    columns = (observations, actions, values, log_probs, advantages.flatten(), returns.flatten())
     return RolloutBufferSamples(*(map_parts(lambda column: column[kept], column) for column in columns))

@@ -54,8 +54,9 @@ class SegmentDenoiser:
         self.objective = objective
         self.guidance_scale = guidance_scale
         self.standardised_start = model.inputs(start)
-        # For all states, computed once
-        self.bounds = model.observation_normalizer.bounds
+        # Lowest and highest standardised states and, last, rewards. Computed once for all passes
+        bounds = zip(model.observation_normalizer.bounds, model.reward_normalizer.bounds, strict=True)
+        self.low, self.high = (th.cat(pair) for pair in bounds)
         # Those of the newest pass, in raw units
         self.actions = start.new_empty(len(start), horizon, model.action_dim)
         # The denoised segments of the newest pass
@@ -176,7 +177,7 @@ class SegmentDenoiser:
         :param steps: Which n steps of the segment they belong to
         :return: Standardised actions of the policy, shape (B, n, action_dim)
         """
-        raw = self.model.observation_normalizer.inverse(states.clamp(*self.bounds))
+        raw = self.model.observation_normalizer.inverse(states.clamp(self.low[:-1], self.high[:-1]))
         if steps.start == 0:
             # Neither rounded nor clamped
             raw[:, 0] = self.start
@@ -194,9 +195,7 @@ class SegmentDenoiser:
         :param denoised: Standardised next states and, last, rewards, shape (B, H, observation_dim + 1)
         :return: The same, within the observed range plus a margin
         """
-        pairs = zip(self.model.observation_normalizer.bounds, self.model.reward_normalizer.bounds, strict=True)
-        low, high = (th.cat(pair) for pair in pairs)
-        return denoised.clamp(low, high)
+        return denoised.clamp(self.low, self.high)
 
     def _raw_states(self, denoised: th.Tensor | None) -> th.Tensor:
         """
