@@ -91,23 +91,6 @@ def checked(check: Check | None = None, changeable: bool = True) -> dict[str, An
     return {"check": check, "changeable": changeable}
 
 
-def integer(minimum: int) -> Check:
-    """
-    :param minimum: Lowest valid value
-    :return: Check that a value is an integer of at least the minimum
-    """
-    return partial(check_integer, minimum=minimum)
-
-
-def number(minimum: float, below: float) -> Check:
-    """
-    :param minimum: Lowest valid value
-    :param below: Upper limit, not valid itself
-    :return: Check that a value is a number in this range
-    """
-    return partial(check_number, minimum=minimum, below=below)
-
-
 @dataclass(frozen=True)
 class Guidance:
     """
@@ -189,21 +172,21 @@ class Settings:
     guidance: str | Guide = field(default="sag", metadata=checked(check_guidance))
     guidance_mode: str = field(default="select", metadata=checked(check_mode))
     guidance_scale: float | Schedule = field(default=1.0, metadata=checked(check_schedule))
-    n_candidates: int = field(default=4, metadata=checked(integer(2)))
+    n_candidates: int = field(default=4, metadata=checked(partial(check_integer, minimum=2)))
     horizon: int = field(default=8, metadata=checked(changeable=False))
     synthetic_ratio: float | Schedule = field(default=8.0, metadata=checked(check_schedule))
-    real_data_ratio: float = field(default=0.2, metadata=checked(number(0, below=1)))
-    min_advantage_correlation: float = field(default=0.25, metadata=checked(number(-1, below=1)))
+    real_data_ratio: float = field(default=0.2, metadata=checked(partial(check_number, minimum=0, below=1)))
+    min_advantage_correlation: float = field(default=0.25, metadata=checked(partial(check_number, minimum=-1, below=1)))
     n_denoising_steps: int = field(default=2, metadata=checked(changeable=False))
     sampler: str = field(default="flow", metadata=checked(changeable=False))
-    world_model_gradient_steps: int = field(default=50, metadata=checked(integer(1)))
-    world_model_batch_size: int = field(default=128, metadata=checked(integer(1)))
+    world_model_gradient_steps: int = field(default=50, metadata=checked(partial(check_integer, minimum=1)))
+    world_model_batch_size: int = field(default=128, metadata=checked(partial(check_integer, minimum=1)))
     world_model_learning_rate: float | Schedule = field(default=3e-3, metadata=checked(partial(check_schedule, positive=True)))
-    world_model_warmup: int = field(default=1000, metadata=checked(integer(0)))
+    world_model_warmup: int = field(default=1000, metadata=checked(partial(check_integer, minimum=0)))
     buffer_size: int = field(default=1_000_000, metadata=checked(changeable=False))
     world_model_kwargs: dict[str, Any] | None = field(default=None, metadata=checked(changeable=False))
     termination_fn: TerminationFn | None = field(default=None, metadata=checked(changeable=False))
-    real_steps_per_update: int = field(default=256, metadata=checked(integer(1)))
+    real_steps_per_update: int = field(default=256, metadata=checked(partial(check_integer, minimum=1)))
 
     def __post_init__(self) -> None:
         for each in fields(self):
