@@ -265,7 +265,10 @@ class DiffusionWorldModel(nn.Module):
             multiple of ``n_candidates``, or the network cannot imagine this horizon
         """
         check_number("guidance_scale", guidance_scale, 0)
-        observations, horizon = self._start_states(observations), self.check_horizon(horizon)
+        observations, horizon = as_tensor(observations, self.device), self.check_horizon(horizon)
+        if observations.dim() != 2 or observations.shape[1] != self.observation_dim:
+            shape = tuple(observations.shape)
+            raise ValueError(f"`observations` must have the shape (B, {self.observation_dim}), not {shape}")
         if n_candidates < 1 or len(observations) % n_candidates > 0:
             raise ValueError(f"`n_candidates` {n_candidates} must divide the number of start states, {len(observations)}")
         if generator is None:
@@ -327,17 +330,6 @@ class DiffusionWorldModel(nn.Module):
 
         return self.imagine(observations, policy, generator=generator, n_candidates=n_candidates, horizon=given.shape[1])
 
-    def _start_states(self, observations: th.Tensor | np.ndarray) -> th.Tensor:
-        """
-        :param observations: Start states as the user gives them
-        :return: The same as a tensor
-        :raises ValueError: If they have a wrong shape
-        """
-        states = as_tensor(observations, self.device)
-        if states.dim() != 2 or states.shape[1] != self.observation_dim:
-            raise ValueError(f"`observations` must have the shape (B, {self.observation_dim}), not {tuple(states.shape)}")
-        return states
-
     def check_horizon(self, horizon: int | None) -> int:
         """
         :param horizon: Number of transitions to imagine, ``None`` for that of the training
@@ -365,11 +357,10 @@ class DiffusionWorldModel(nn.Module):
             return states.new_zeros(actions.shape[:2])
         if self.termination_fn is not None:
             return apply_rule(self.termination_fn, states, actions)
-        before, after = states[:, :-1], states[:, 1:]
-        actions = self.action_normalizer(actions)
         classifier = self.ema_networks["termination"]
         assert isinstance(classifier, TerminationClassifier)
-        return classifier.probabilities(self.inputs(before), actions, self.inputs(after))
+        observations = self.inputs(states)
+        return classifier.probabilities(observations[:, :-1], self.action_normalizer(actions), observations[:, 1:])
 
     def on_device(self, segments: Segments[th.Tensor]) -> Segments[th.Tensor]:
         """
