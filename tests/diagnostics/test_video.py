@@ -11,7 +11,8 @@ import pytest
 from sb3_agd import AGDPPO
 from sb3_agd.diagnostics import video
 from sb3_agd.diagnostics.evaluator import Evaluator
-from sb3_agd.diagnostics.video import film, film_segment, find_pose
+from sb3_agd.diagnostics.poses import find_pose, n_skipped
+from sb3_agd.diagnostics.video import film, film_segment
 from sb3_agd.imagination import NO_GUIDANCE
 
 
@@ -21,8 +22,7 @@ def test_the_pose_follows_from_the_observation(env_id: str) -> None:
     state, _ = env.reset(seed=0)
     for _ in range(5):
         state, *_ = env.step(np.full(env.action_space.shape, 0.1))
-    n_skipped = getattr(env, "observation_structure", {}).get("skipped_qpos", 0)
-    positions, velocities = find_pose(env)(env, state, env.data.qpos[:n_skipped])
+    positions, velocities = find_pose(env)(env, state, env.data.qpos[: n_skipped(env)])
     np.testing.assert_allclose(positions, env.data.qpos, atol=1e-12)
     # Reacher does not observe the velocity of its target, which stands still
     np.testing.assert_allclose(velocities, env.data.qvel, atol=1e-12)
