@@ -15,16 +15,15 @@ from sb3_agd.world_model import DiffusionWorldModel, Segments
 
 
 class ImaginationMixin:
-    """
-    Base of :class:`AGDPPO` and :class:`GuidanceCallback`, which have each setting as an attribute.
-    """
+    """Base of :class:`AGDPPO` and :class:`GuidanceCallback`, which have each setting as an attribute."""
 
-    # ``None`` before the first training with a callback
+    # A callback has none before its first training
     imagination: Imagination | None
     verbose: int
 
     @property
     def _present_imagination(self) -> Imagination:
+        """World model, real transitions and agent. A ``ValueError`` says that there are none yet."""
         if self.imagination is None:
             raise ValueError(f"{type(self).__name__} has no world model before its first training: call `learn` with it")
         return self.imagination

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from sb3_agd.agdppo.imagination_mixin import ImaginationMixin
-from sb3_agd.diagnostics.poses import Scene
+from sb3_agd.checkpoint.poses import Scene
 from sb3_agd.experience.space_codecs import DictCodec, SpaceCodec
 from sb3_agd.experience.vec_envs import innermost
 from sb3_agd.imagination.inputs import RECENT_ROWS, batched, checked_vectors
@@ -111,7 +111,7 @@ class ImaginedVecEnv(VecEnv):
         self._starts = self._start_vectors(start_states)
         self._scene = None if render_mode is None else self._make_scene()
         self._states = self._starts[:0]
-        self._actions = th.empty(0)
+        self._actions = self._starts[:0]
         self._n_steps = np.zeros(n_envs, dtype=np.int64)
         self._set_generators(None)
         if seed is not None:

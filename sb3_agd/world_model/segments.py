@@ -13,14 +13,7 @@ ArrayT = TypeVar("ArrayT", np.ndarray, th.Tensor)
 
 
 class Episode(NamedTuple):
-    """
-    One segment of ``T`` transitions, without what is masked.
-
-    :param observations: Shape (T + 1, observation_dim)
-    :param actions: Shape (T, action_dim)
-    :param rewards: Shape (T,)
-    :param terminated: Whether it ended in a terminal state
-    """
+    """One segment of ``T`` transitions, with ``T + 1`` observations, and whether it ended in a terminal state."""
 
     observations: np.ndarray | th.Tensor
     actions: np.ndarray | th.Tensor
@@ -51,10 +44,7 @@ class Segments(Generic[ArrayT]):
     mask: ArrayT
 
     def map(self, function: Callable) -> Segments:
-        """
-        :param function: Applied to every array
-        :return: The segments with the transformed arrays
-        """
+        """The segments with a function applied to every array."""
         return Segments(**{name: function(array) for name, array in vars(self).items()})
 
     def to_dict(self) -> dict[str, ArrayT]:

@@ -14,7 +14,7 @@ from sb3_agd.world_model.denoisers import DENOISERS, is_autoregressive
 from sb3_agd.world_model.normalizer import Normalizer
 from sb3_agd.world_model.samplers import SAMPLERS
 from sb3_agd.world_model.segment_denoiser import Objective, Policy, SegmentDenoiser
-from sb3_agd.world_model.segments import Segments, SegmentSource, as_tensor, mask_after_termination
+from sb3_agd.world_model.segments import Segments, as_tensor, mask_after_termination
 from sb3_agd.world_model.termination import TerminationClassifier, TerminationFn, apply_rule, half_of
 from sb3_agd.world_model.training import fit, make_optimizer, seeded_global_stream
 from sb3_agd.world_model.validation import check_arguments, check_integer, check_number
@@ -208,30 +208,7 @@ class DiffusionWorldModel(nn.Module):
         classifier.calibrate(log_odds, *sample)
         return classifier.loss(log_odds, *sample)
 
-    def fit(
-        self,
-        source: SegmentSource,
-        gradient_steps: int,
-        batch_size: int,
-        learning_rate: float | None = None,
-        generator: th.Generator | None = None,
-        on_update: Callable[[], Any] | None = None,
-    ) -> dict[str, float]:
-        """
-        Train on real segments.
-
-        :param source: Where to draw real segments from
-        :param gradient_steps: Number of updates
-        :param batch_size: Number of segments of each update
-        :param learning_rate: New learning rate, ``None`` to keep the present one
-        :param generator: Source of the noise
-        :param on_update: Called after each update
-        :return: Mean ``denoising_loss`` and ``termination_loss`` over the updates; the latter is 0 until there is
-            something to learn
-        :raises FloatingPointError: If a loss or a weight turned into NaN or infinity; all weights, their means and the
-            optimiser are what they were before then
-        """
-        return fit(self, source, gradient_steps, batch_size, learning_rate, generator, on_update)
+    fit = fit
 
     @th.no_grad()
     def imagine(
