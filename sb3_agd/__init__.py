@@ -12,7 +12,7 @@ from sb3_agd.imagination import ExponentialAdvantageGuide, Guide, RewardGuide, S
 from sb3_agd.world_model import DiffusionWorldModel, Segments
 
 if TYPE_CHECKING:
-    from sb3_agd.diagnostics import GuidanceGainCallback, imagination_report
+    from sb3_agd.diagnostics import GuidanceGainCallback, ImaginedVecEnv, imagination_report
 
 __version__ = Path(__file__).with_name("version.txt").read_text().strip()
 
@@ -25,6 +25,7 @@ __all__ = [
     "GuidanceCallback",
     "GuidanceGainCallback",
     "Guide",
+    "ImaginedVecEnv",
     "ResumableCheckpointCallback",
     "RewardGuide",
     "Segments",
@@ -36,7 +37,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Only when they are asked for: that saves a moment at each start
-    if name in ("GuidanceGainCallback", "imagination_report"):
+    if name in ("GuidanceGainCallback", "ImaginedVecEnv", "imagination_report"):
         from sb3_agd import diagnostics
 
         return getattr(diagnostics, name)
