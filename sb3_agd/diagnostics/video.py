@@ -1,5 +1,6 @@
 """Real and imagined motion side by side."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def film(evaluator: Evaluator, guidance: Guidance, n_segments: int, file: Path) 
     :param file: Where to save the video
     :return: Why there is no video, ``None`` if there is one
     """
+    if find_spec("moviepy") is None:
+        return 'moviepy is not installed: pip install "sb3_agd[zoo]"'
     inner: Any = evaluator.env.unwrapped
     pose = find_pose(inner)
     if pose is None:
