@@ -35,8 +35,8 @@ $(OLDEST)/installed: setup.py constraints.txt constraints-oldest.txt
 
 # A smoke run without extras: train, save, load, imagine
 oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest tests/test_versions.py tests/test_dependencies.py tests/agdppo tests/checkpoint/test_resumable_ppo.py \
-		tests/experience/test_recorder.py --numprocesses 2 --dist loadfile
+	$(OLDEST)/bin/python -m pytest tests/test_versions.py tests/test_dependencies.py tests/agdppo \
+		tests/checkpoint/test_resumable_ppo.py tests/experience/test_recorder.py --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)

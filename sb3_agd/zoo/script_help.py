@@ -27,10 +27,10 @@ def algorithms() -> list[str]:
     """
     :return: Names of the algorithms that RL-Zoo knows once AGDPPO has been registered
     """
-    for node in read("rl_zoo3.utils").body:
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "ALGOS" and isinstance(node.value, ast.Dict):
-            return [*(ast.literal_eval(name) for name in node.value.keys if name is not None), "agdppo"]
-    return ["agdppo"]
+    assignments = [node for node in read("rl_zoo3.utils").body if isinstance(node, ast.AnnAssign)]
+    registries = [node.value for node in assignments if ast.unparse(node.target) == "ALGOS"]
+    names = [name for registry in registries if isinstance(registry, ast.Dict) for name in registry.keys if name is not None]
+    return [*map(ast.literal_eval, names), "agdppo"]
 
 
 def shown(keyword: ast.keyword) -> Any:
