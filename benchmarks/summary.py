@@ -89,7 +89,7 @@ def table(summaries: dict[str, Summary]) -> str:
         for share in CHECKPOINTS:
             step = max(round(share * len(summary.points)), 1) - 1
             row[f"score at {summary.timesteps[step]:,}"] = str(Interval(summary.points[step], *summary.intervals[:, step]))
-        rows.append(row | {"minutes": f"{summary.minutes:.0f}", "runs on each task": str(summary.n_runs)})
+        rows.append(row | {"minutes on one core": f"{summary.minutes:.0f}", "runs on each task": str(summary.n_runs)})
     return to_markdown(pd.DataFrame(rows))
 
 

@@ -10,10 +10,13 @@ project = "sb3_agd"
 author = "The sb3_agd authors"
 release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+# Not sphinx.ext.intersphinx: it fetches the inventories of other projects, and pages are built without network
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 # Links such as page.md#section
 myst_heading_anchors = 3
+# Formulas between dollar signs
+myst_enable_extensions = ["dollarmath"]
 
 # Types stand in the signatures only
 autodoc_typehints = "description"
@@ -22,6 +25,8 @@ autodoc_member_order = "bysource"
 
 html_theme = "furo"
 html_title = f"sb3_agd {release}"
+html_static_path = ["static"]
+html_css_files = ["pages.css"]
 
 
 def find_by_last_name(app: Sphinx, page: document) -> None:
