@@ -28,9 +28,10 @@ from sb3_agd.imagination import NO_GUIDANCE
 from sb3_agd.zoo.cli import filter_mujoco_warnings
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-# The start of the README's animation: the agent runs by then
-STEPS_BEFORE = 200
+# Before the animation: the agent runs by then, and is far from the end of the floor
+STEPS_BEFORE = 100
 HALF_SIZE = 320
+GAP = 4
 QUALITY = 70
 
 
@@ -58,6 +59,9 @@ def animate(model: AGDPPO, env_id: str, seed: int, n_segments: int, file: Path) 
         frames: list[np.ndarray] = []
         for _ in range(n_segments):
             state = film_segment(evaluator, NO_GUIDANCE, pose, state, frames)
+    for frame in frames:
+        # Both floors would look like one
+        frame[:, frame.shape[1] // 2 - GAP // 2 :][:, :GAP] = 255
     images = [Image.fromarray(frame).resize((2 * HALF_SIZE, HALF_SIZE), Image.Resampling.LANCZOS) for frame in frames]
     options = {"duration": 1000 // FRAMES_PER_SECOND, "loop": 0, "quality": QUALITY, "method": 6}
     images[0].save(file, save_all=True, append_images=images[1:], **options)
@@ -68,11 +72,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="HalfCheetah-v5")
     parser.add_argument("--steps", type=int, default=30_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training")
+    parser.add_argument("--episode", type=int, default=2, help="seed of the episode that is shown")
     parser.add_argument("--model", type=Path, default=None, help="an agent of that task instead of a new one")
     parser.add_argument("--segments", type=int, default=12, help="segments of the animation")
     parser.add_argument("--folder", type=Path, default=IMAGES, help="folder of the pictures")
-    parser.add_argument("--output", type=Path, default=RESULTS / "imagination_report.json", help="file of the figures")
+    parser.add_argument("--output", type=Path, default=RESULTS / "imagination_halfcheetah.json", help="file of the figures")
     arguments = parser.parse_args()
     # More threads slow such small networks down
     th.set_num_threads(1)
@@ -84,10 +89,10 @@ def main() -> None:
         model = AGDPPO.load(arguments.model, device="cpu")
     assert isinstance(model, AGDPPO)
     make_env = partial(gym.make, arguments.env)
-    report = imagination_report(model, make_env, arguments.folder, seed=arguments.seed, n_filmed=0, progress_bar=True)
+    report = imagination_report(model, make_env, arguments.folder, seed=arguments.episode, n_filmed=0, progress_bar=True)
     (arguments.folder / "report.json").replace(arguments.output)
     print(json.dumps(report["advantages"], indent=1))
-    animate(model, arguments.env, arguments.seed, arguments.segments, arguments.folder / "imagination.webp")
+    animate(model, arguments.env, arguments.episode, arguments.segments, arguments.folder / "imagination.webp")
 
 
 if __name__ == "__main__":

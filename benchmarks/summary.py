@@ -134,9 +134,9 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, default=FIGURE, help="file of the figure")
     arguments = parser.parse_args()
     results = []
-    for suite in SUITES:
+    for suite in map(Suite.load, SUITES):
         try:
-            results.append(Results(Suite.load(suite), arguments.results / suite))
+            results.append(Results(suite, arguments.results / suite.name))
         except ValueError as error:
             print(error)
     if not results:

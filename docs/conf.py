@@ -25,8 +25,6 @@ autodoc_member_order = "bysource"
 
 html_theme = "furo"
 html_title = f"sb3_agd {release}"
-html_static_path = ["static"]
-html_css_files = ["pages.css"]
 
 
 def find_by_last_name(app: Sphinx, page: document) -> None:

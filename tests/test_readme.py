@@ -1,5 +1,6 @@
-"""What the README says, against the committed results."""
+"""What the README and some pages say, against the committed results."""
 
+import json
 import re
 from pathlib import Path
 
@@ -111,16 +112,27 @@ def test_its_comparison_with_ppo_and_sac_follows_from_the_runs() -> None:
 
 
 def test_its_failures_follow_from_the_runs() -> None:
-    ours, ppo = (
-        {task: last_returns(name, task, "mujoco-unseen") for task in ("Swimmer-v5", "Ant-v5")} for name in ("agdppo", "ppo")
-    )
-    assert all(len(ours[task]) == 3 and ours[task].max() < ppo[task].min() for task in ours)
-    means = {task: f"{ours[task].mean():.0f} against {ppo[task].mean():.0f} on {task}" for task in ours}
-    assert f"in the mean at {means['Swimmer-v5']} and at {means['Ant-v5']}" in PROSE
+    means = []
+    for task in ("Swimmer-v5", "Ant-v5"):
+        ours, ppo = (last_returns(variant, task, "mujoco-unseen") for variant in ("agdppo", "ppo"))
+        assert len(ours) == 3 and ours.max() < ppo.min()
+        means.append(f"at {ours.mean():.0f} against {ppo.mean():.0f} on {task}")
+    assert f"in the mean {means[0]} and {means[1]}." in PROSE
+    guided, none = (last_scores(variant, SUITES[0], n_seeds=3).mean() for variant in ("agdppo", "agdppo_none"))
+    assert f'`guidance="none"` has a mean score of {none:.2f}, the default {guided:.2f}.' in PROSE
     first, again = (last_scores("agdppo", suite).mean() for suite in SUITES)
     assert (
-        f"AGDPPO's first 20 runs have a mean score of {first:.2f}, the same repeated with other rounding errors {again:.2f}."
-        in PROSE
+        f"first 20 runs have a mean score of {first:.2f}, the same repeated with other rounding errors {again:.2f}." in PROSE
     )
-    guided, none = (last_scores(name, SUITES[0], n_seeds=3).mean() for name in ("agdppo", "agdppo_none"))
-    assert f'`guidance="none"` has a mean score of {none:.2f}, the default {guided:.2f}.' in PROSE
+
+
+@pytest.mark.parametrize("suffix", ["", "_fall"])
+def test_the_pages_on_guidance_and_errors_follow_from_the_reports(suffix: str) -> None:
+    report = json.loads((RESULTS / f"imagination_halfcheetah{suffix}.json").read_text())
+    pages = [" ".join((ROOT / "docs" / f"{name}.md").read_text().split()) for name in ("measurements", "diagnostics")]
+    for kind in ("claimed", "replayed", "monte_carlo"):
+        gain = report["advantages"][kind]
+        assert f"{gain['gain']:.2f} ± {gain['standard_error']:.2f}" in pages[0]
+    errors = report["errors"]["states"]["unguided"]
+    text = f"{errors[0]:.2f} and {errors[-1]:.2f}" if suffix == "" else f"{errors[0]:.2f} after one step and {errors[-1]:.2f} after"
+    assert text in pages[1]
