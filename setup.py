@@ -14,9 +14,9 @@ docs = ["sphinx", "furo", "myst-parser", "sphinx-copybutton"]
 
 
 def long_description() -> str:
-    """README without images and links whose paths are relative: they lead nowhere outside of the repository."""
+    """README without relative images, their captions, and relative links: they lead nowhere outside of the repository."""
     target = r"\((?!https?://)[^)]*\)"
-    text = re.sub(rf"!\[[^\]]*\]{target}\n*", "", (root / "README.md").read_text())
+    text = re.sub(rf"!\[[^\]]*\]{target}\n+(\*[^*]+\*\n+)?", "", (root / "README.md").read_text())
     return re.sub(rf"\[([^\]]+)\]{target}", r"\1", text)
 
 

@@ -63,8 +63,8 @@ def animate(model: AGDPPO, env_id: str, seed: int, n_segments: int, file: Path) 
         # Both floors would look like one
         frame[:, frame.shape[1] // 2 - GAP // 2 :][:, :GAP] = 255
     images = [Image.fromarray(frame).resize((2 * HALF_SIZE, HALF_SIZE), Image.Resampling.LANCZOS) for frame in frames]
-    options = {"duration": 1000 // FRAMES_PER_SECOND, "loop": 0, "quality": QUALITY, "method": 6}
-    images[0].save(file, save_all=True, append_images=images[1:], **options)
+    duration = 1000 // FRAMES_PER_SECOND
+    images[0].save(file, save_all=True, append_images=images[1:], duration=duration, loop=0, quality=QUALITY, method=6)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ Summarise `mujoco-100k` with all runs that count: the figure at the top of the R
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ FIGURE = Path(__file__).parents[1] / "docs" / "images" / "sample_efficiency.png"
 # Names as people write them, and a style for each that is distinct for colour-blind readers (Okabe and Ito). Those without
 # results are left out
 NAMES = {"agdppo": "AGDPPO", "sac": "SAC", "crossq": "CrossQ", "trpo": "TRPO", "ppo": "PPO"}
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     "agdppo": {"color": "#0072B2", "marker": "o", "linewidth": 3.0},
     "sac": {"color": "#E69F00", "marker": "s"},
     "crossq": {"color": "#CC79A7", "marker": "v"},

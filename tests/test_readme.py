@@ -134,5 +134,5 @@ def test_the_pages_on_guidance_and_errors_follow_from_the_reports(suffix: str) -
         gain = report["advantages"][kind]
         assert f"{gain['gain']:.2f} ± {gain['standard_error']:.2f}" in pages[0]
     errors = report["errors"]["states"]["unguided"]
-    text = f"{errors[0]:.2f} and {errors[-1]:.2f}" if suffix == "" else f"{errors[0]:.2f} after one step and {errors[-1]:.2f} after"
-    assert text in pages[1]
+    between = " and " if suffix == "" else " after one step and "
+    assert f"{errors[0]:.2f}{between}{errors[-1]:.2f}" in pages[1]
