@@ -249,8 +249,8 @@ class GuidanceCallback(SavedCallback):
     @property
     def _is_due(self) -> bool:
         """
-        Whether imagination is due. Rollouts of at least half of ``real_steps_per_update`` transitions are one update or more. Of
-        shorter ones, only those that complete another ``real_steps_per_update`` steps.
+        Whether imagination is due: after each rollout of at least half of ``real_steps_per_update`` transitions. Of shorter
+        ones, only after those that complete another ``real_steps_per_update`` steps.
         """
         interval = self.settings.real_steps_per_update
         if 2 * self._n_real >= interval:
