@@ -20,6 +20,7 @@ import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from test_structure import ROOMS
 
 import sb3_agd
 from benchmarks.suite import Suite
+from sb3_agd.imagination import Settings
 from sb3_agd.zoo.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +118,14 @@ def test_api_page_documents_all_public_names() -> None:
     documented = re.findall(r"^\.\. auto\w+:: ([\w.]+)$", "".join(page.read_text() for page in PAGES), re.MULTILINE)
     names = {name.rpartition(".")[2] for name in documented}
     assert set(sb3_agd.__all__) - names == {"__version__"}
+
+
+def test_table_of_settings_has_all_of_them_with_their_defaults() -> None:
+    text = (ROOT / "docs" / "agdppo.md").read_text()
+    table = text[text.index("| argument | default |") :].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", table, re.MULTILINE))
+    defaults = {name: ast.literal_eval(default.strip("`").replace(",", "")) for name, default in rows.items()}
+    assert defaults == {each.name: each.default for each in fields(Settings)}
 
 
 @pytest.fixture(scope="module")

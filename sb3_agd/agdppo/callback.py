@@ -137,7 +137,7 @@ class GuidanceCallback(SavedCallback):
         self._is_training = True
         if has_begun:
             imagination.recorder.close_episodes()
-        if 2 * self._n_real <= self.settings.real_steps_per_update and self.settings.synthetic_ratio != 0:
+        if 2 * self._n_real < self.settings.real_steps_per_update and self.settings.synthetic_ratio != 0:
             self._log.warn_once(
                 "short rollouts",
                 f"Rollouts have {self._n_real} transitions, and imagination takes place once per `real_steps_per_update`, "
@@ -248,8 +248,13 @@ class GuidanceCallback(SavedCallback):
 
     @property
     def _is_due(self) -> bool:
-        """Whether the newest rollout has completed another ``real_steps_per_update`` steps. Not all short rollouts do."""
+        """
+        Whether imagination is due: after each rollout of at least half of ``real_steps_per_update`` transitions. Of shorter
+        ones, only after those that complete another ``real_steps_per_update`` steps.
+        """
         interval = self.settings.real_steps_per_update
+        if 2 * self._n_real >= interval:
+            return True
         return self.num_timesteps // interval > (self.num_timesteps - self._n_real) // interval
 
     @property

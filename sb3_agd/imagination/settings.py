@@ -165,7 +165,8 @@ class Settings:
         one boolean per row
     :param real_steps_per_update: Approximate number of real transitions per policy update. After a rollout of 1.5 times as
         many or more, AGDPPO updates the policy several times, each time with another part of the real transitions and with
-        segments that the newest policy imagines in a world model that is trained further
+        segments that the newest policy imagines in a world model that is trained further. After rollouts of less than half as
+        many, imagination takes place once per so many real transitions
     :raises ValueError: If a setting is invalid
     """
 
@@ -174,7 +175,7 @@ class Settings:
     guidance_scale: float | Schedule = field(default=1.0, metadata=checked(check_schedule))
     n_candidates: int = field(default=4, metadata=checked(partial(check_integer, minimum=2)))
     horizon: int = field(default=8, metadata=checked(changeable=False))
-    synthetic_ratio: float | Schedule = field(default=8.0, metadata=checked(check_schedule))
+    synthetic_ratio: float | Schedule = field(default=4.0, metadata=checked(check_schedule))
     real_data_ratio: float = field(default=0.2, metadata=checked(partial(check_number, minimum=0, below=1)))
     min_advantage_correlation: float = field(default=0.25, metadata=checked(partial(check_number, minimum=-1, below=1)))
     n_denoising_steps: int = field(default=2, metadata=checked(changeable=False))
@@ -186,7 +187,7 @@ class Settings:
     buffer_size: int = field(default=1_000_000, metadata=checked(changeable=False))
     world_model_kwargs: dict[str, Any] | None = field(default=None, metadata=checked(changeable=False))
     termination_fn: TerminationFn | None = field(default=None, metadata=checked(changeable=False))
-    real_steps_per_update: int = field(default=256, metadata=checked(partial(check_integer, minimum=1)))
+    real_steps_per_update: int = field(default=512, metadata=checked(partial(check_integer, minimum=1)))
 
     def __post_init__(self) -> None:
         for each in fields(self):
