@@ -111,6 +111,17 @@ def test_its_comparison_with_ppo_and_sac_follows_from_the_runs() -> None:
     assert "SAC was better on {} and {}, AGDPPO on {} and {}".format(*better[0], *better[1]) in PROSE
 
 
+def test_its_cost_follows_from_the_runs() -> None:
+    median = {
+        variant: np.array([np.median([run.wall_seconds.iloc[-1] for run in runs(SUITES[0], variant, task)]) for task in TASKS])
+        for variant in ("agdppo", "ppo")
+    }
+    ratios = median["agdppo"] / median["ppo"]
+    same = json.loads((RESULTS / "speed-cpu-1.json").read_text())["AGDPPO's time per step to PPO's"]
+    cost = f"in {min(ratios):.0f} to {max(ratios):.0f} times the time of PPO with RL-Zoo's settings, or {same:.0f} times with"
+    assert cost in PROSE
+
+
 def test_its_failures_follow_from_the_runs() -> None:
     means = []
     for task in ("Swimmer-v5", "Ant-v5"):
