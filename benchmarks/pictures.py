@@ -53,9 +53,10 @@ def animate(model: AGDPPO, env_id: str, seed: int, n_segments: int, file: Path) 
         if pose is None or obstacle is not None:
             raise RuntimeError(f"No animation of {env_id}: {obstacle or 'its pose is not in the observations'}")
         state = evaluator.simulator.reset(seed)
-        act = evaluator._sample_policy(STEPS_BEFORE)
+        act = evaluator.sample_policy(STEPS_BEFORE)
         for step in range(STEPS_BEFORE):
-            state = evaluator.simulator.step(act(state, step))[0]
+            state, _, _, done = evaluator.simulator.step(act(state, step))
+            state = evaluator.simulator.reset() if done else state
         frames: list[np.ndarray] = []
         for _ in range(n_segments):
             state = film_segment(evaluator, NO_GUIDANCE, pose, state, frames)

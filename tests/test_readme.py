@@ -129,6 +129,8 @@ def test_its_failures_follow_from_the_runs() -> None:
         assert len(ours) == 3 and ours.max() < ppo.min()
         means.append(f"at {ours.mean():.0f} against {ppo.mean():.0f} on {task}")
     assert f"in the mean {means[0]} and {means[1]}." in PROSE
+    ours, ppo = (last_returns(variant, "Ant-v5", "ant-low-noise").mean() for variant in ("agdppo", "ppo"))
+    assert f"it is {ours:.0f} against {ppo:.0f} there." in PROSE
     guided, none = (last_scores(variant, SUITES[0], n_seeds=3).mean() for variant in ("agdppo", "agdppo_none"))
     assert f'`guidance="none"` has a mean score of {none:.2f}, the default {guided:.2f}.' in PROSE
     first, again = (last_scores("agdppo", suite).mean() for suite in SUITES)

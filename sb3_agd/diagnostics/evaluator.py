@@ -127,7 +127,7 @@ class Evaluator:
         """Number of transitions of a segment."""
         return self.imagination.world_model.horizon
 
-    def _sample_policy(self, n_steps: int) -> Callable[[np.ndarray, int], np.ndarray]:
+    def sample_policy(self, n_steps: int) -> Callable[[np.ndarray, int], np.ndarray]:
         """
         :param n_steps: Number of steps at most
         :return: The policy with the noise of all steps already drawn: a function of an observation vector and the number of
@@ -151,7 +151,7 @@ class Evaluator:
         simulator, codec = self.simulator, self.imagination.observation_codec
         n_steps = n_starts * STRIDE + self.horizon
         buffer = ReplayBuffer(2 * n_steps, 1, codec.size, self.imagination.action_codec.size)
-        act = self._sample_policy(n_steps)
+        act = self.sample_policy(n_steps)
         state = simulator.reset(self.seed)
         indices: list[int] = []
         snapshots = []
@@ -228,7 +228,7 @@ class Evaluator:
         """
         critic = self.imagination.critic
         tail = min(math.ceil(math.log(TAIL_WEIGHT) / math.log(critic.gamma)), MAX_TAIL) if 0 < critic.gamma < 1 else MAX_TAIL
-        act = self._sample_policy(tail)
+        act = self.sample_policy(tail)
         self.simulator.restore(start)
         rewards = []
         state = np.empty(0)
