@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,8 @@ from stable_baselines3.common.type_aliases import Schedule
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.training_log import TrainingLog, shown_progress
 from sb3_agd.checkpoint.resume import check_sees_each_step, discard_stale_replies
-from sb3_agd.imagination import Guide, randomness
+from sb3_agd.experience import randomness
+from sb3_agd.imagination import ActionSampler, Guide
 from sb3_agd.imagination.imagination import Imagination
 from sb3_agd.imagination.settings import Guidance, Settings
 from sb3_agd.world_model import DiffusionWorldModel
@@ -67,6 +68,9 @@ class GuidanceCallback(BaseCallback):
         world_model_kwargs: dict[str, Any] | None = Settings.world_model_kwargs,
         termination_fn: TerminationFn | None = Settings.termination_fn,
         real_steps_per_update: int = Settings.real_steps_per_update,
+        policy_data: str = Settings.policy_data,
+        action_sampler: ActionSampler | None = Settings.action_sampler,
+        start_states: str = Settings.start_states,
         verbose: int = 0,
     ):
         # First of all, while the arguments are the only local variables
@@ -178,6 +182,7 @@ class GuidanceCallback(BaseCallback):
         settings = Settings.of(self._owner)
         if self.imagination is not None:
             self.imagination.settings.check_successor(settings)
+            self.imagination.settings = settings
         self.settings = settings
 
     def _on_rollout_end(self) -> None:
@@ -206,6 +211,11 @@ class GuidanceCallback(BaseCallback):
             yield from itertools.takewhile(self._begin_round, range(1, self.n_rounds))
 
     @property
+    def has_policy_data(self) -> bool:
+        """Whether the rollout buffer holds what the policy is to learn from."""
+        return self.settings.policy_data == "mixed" or self._buffer.n_imagined > 0
+
+    @property
     def n_rounds(self) -> int:
         """Number of rounds that the algorithm updates the policy in after each rollout."""
         if not self._has_rounds:
@@ -215,12 +225,15 @@ class GuidanceCallback(BaseCallback):
     def _begin_round(self, number: int) -> bool:
         """
         :param number: Number of a round after the first
-        :return: Whether the policy is finite. If not, its next real step ends with an error, as with PPO
+        :return: Whether there is something to learn from and the policy is finite. If it is not, its next real step ends with
+            an error, as with PPO
         """
         assert self.imagination is not None
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters()):
             return False
         is_usable = self._make_usable(self.imagination)
+        if not is_usable and self.settings.policy_data == "imagined":
+            return False
         self._refresh(self.imagination)
         if is_usable:
             self._augment(self.imagination, number)
@@ -273,8 +286,7 @@ class GuidanceCallback(BaseCallback):
         :param imagination: World model and data
         :return: Present guidance, scaled by the explained variance of the critic
         """
-        guidance = self.settings.guidance_at(self._progress_remaining)
-        return replace(guidance, scale=imagination.effective_guidance_scale(guidance.scale))
+        return imagination.effective_guidance(self.settings.guidance_at(self._progress_remaining))
 
     def _make_usable(self, imagination: Imagination) -> bool:
         """
@@ -301,6 +313,8 @@ class GuidanceCallback(BaseCallback):
         # Up to rounding errors, the lowest number that is enough
         share = self.settings.real_data_ratio
         n_repeats = max(1, math.ceil(self._synthetic_ratio * share / (1 - share) - 1e-9))
+        if self.settings.policy_data == "imagined":
+            n_repeats = 0
         with self._log.timed("imagine"):
             rows, masked = imagination.imagine_rows(self._guidance(imagination), self._n_imagined)
         self._buffer.augment(rows, imagination.state.rng, n_repeats, number, self.n_rounds)

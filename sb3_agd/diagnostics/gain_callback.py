@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 
 import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
@@ -84,8 +83,7 @@ class GuidanceGainCallback(BaseCallback):
         assert evaluator is not None
         # As in this rollout: SB3 updates its own figure later
         progress_remaining = max(0.0, 1.0 - model.num_timesteps / model._total_timesteps)
-        guidance = model.settings.guidance_at(progress_remaining)
-        guidance = replace(guidance, scale=model.imagination.effective_guidance_scale(guidance.scale))
+        guidance = model.imagination.effective_guidance(model.settings.guidance_at(progress_remaining))
         if not (guidance.selects or guidance.moves):
             return
         # Other start states in each rollout, but the same after a resumption
