@@ -445,3 +445,15 @@ def test_the_unit_of_advantages_follows_the_real_ones_slowly(monkeypatch: pytest
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
     units = [model.learn(32, reset_num_timesteps=False).imagination.state.advantage_std for _ in range(3)]
     assert units == pytest.approx([1.0, 1.1, 1.19])
+
+
+def test_imagination_may_start_from_all_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_agd.imagination.start_states.RECENT_ROWS", 16)
+    numbers = itertools.count()
+    env = ToyEnv(spaces.Box(0, 1e3, (1,)), episode_length=1000, observe=lambda _: np.array([next(numbers)], dtype=np.float32))
+    model = AGDPPO("MlpPolicy", env, start_states="all", **SMALL).learn(64)
+    starts: list[th.Tensor] = []
+    imagine = model.imagination.imagine
+    monkeypatch.setattr(model.imagination, "imagine", lambda first, *rest: starts.append(first) or imagine(first, *rest))
+    model.imagination.imagine_rows(NO_GUIDANCE, 4000)
+    assert set(starts[0].flatten().tolist()) == set(range(64))

@@ -3,6 +3,7 @@
 import inspect
 import re
 from dataclasses import FrozenInstanceError, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,13 @@ def test_every_keyword_argument_is_an_attribute() -> None:
 def test_a_wrong_setting_is_refused_at_construction_by_name(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"`{name}`"):
         AGDPPO("MlpPolicy", "Pendulum-v1", **{name: value})
+
+
+@pytest.mark.parametrize("synthetic_ratio", [0, 0.0])
+def test_learning_from_imagined_transitions_only_needs_some(synthetic_ratio: float) -> None:
+    for algorithm in (partial(AGDPPO, "MlpPolicy", "Pendulum-v1"), GuidanceCallback):
+        with pytest.raises(ValueError, match=r'`policy_data="imagined"` needs a `synthetic_ratio` above 0[^\n]*$'):
+            algorithm(policy_data="imagined", synthetic_ratio=synthetic_ratio)
 
 
 @pytest.mark.parametrize(
