@@ -1,6 +1,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
+
 from sb3_agd.agdppo import (
     AGDPPO,
     AugmentedDictRolloutBuffer,
@@ -32,6 +34,8 @@ __all__ = [
     "__version__",
     "imagination_report",
 ]
+
+gym.register("NoisyPendulum-v0", entry_point="sb3_agd.replication.noisy_pendulum:NoisyPendulumEnv", max_episode_steps=200)
 
 
 def __getattr__(name: str) -> Any:
