@@ -141,10 +141,12 @@ def test_imagine_plays_agents_with_stacked_frames_as_enjoy_does(tmp_path: Path) 
 
 
 def test_paper_settings_are_found_by_name(tmp_path: Path) -> None:
-    small = [setting for setting in TINY if not setting.startswith(("horizon", "n_denoising_steps"))]
+    own = ("horizon", "n_denoising_steps", "world_model_kwargs")
+    small = [setting for setting in TINY if not setting.startswith(own)]
+    small += ["n_denoising_steps:2", "world_model_kwargs:dict(network='mlp',network_kwargs=dict(width=16,depth=1))"]
     run_here(
         tmp_path,
-        *(*TRAIN, "-n", "64", "--eval-freq", "-1", "-conf", "paper.yml:agd_eag", "-params", *small, "n_denoising_steps:2"),
+        *(*TRAIN, "-n", "64", "--eval-freq", "-1", "-conf", "paper.yml:agd_eag", "-params", *small),
     )
     model = load(tmp_path / "logs" / "agdppo" / f"{ENV}_1")
     assert (model.sampler, model.guidance_scale, model.horizon) == ("ddpm", 4, 10)
