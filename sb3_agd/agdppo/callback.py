@@ -161,7 +161,7 @@ class GuidanceCallback(BaseCallback):
             self._log.warn_once(
                 "warm-up",
                 f"Training ended after {self.num_timesteps} steps, before imagination began (`world_model_warmup`, "
-                f"{self.settings.world_model_warmup}): all policy updates had real transitions only",
+                f"{self.settings.world_model_warmup}): no policy update had imagined transitions",
             )
 
     def _on_rollout_start(self) -> None:

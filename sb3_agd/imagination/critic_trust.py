@@ -36,9 +36,11 @@ class RealRows:
         :param before: Rows up to the rollout before, ``None`` if there are none
         :return: The rows of the buffer, after as many earlier ones as are missing to ``MIN_ROWS``
         """
-        newest = cls(buffer.rewards, buffer.values, buffer.episode_starts, buffer.advantages)
+        # The buffer changes its arrays in place
+        newest = cls(*map(np.array, (buffer.rewards, buffer.values, buffer.episode_starts, buffer.advantages)))
         n_missing = math.ceil(MIN_ROWS / buffer.n_envs) - buffer.buffer_size
-        if before is None or n_missing <= 0:
+        # A loaded model may go on with another number of environments
+        if before is None or n_missing <= 0 or before.values.shape[1] != buffer.n_envs:
             return newest
         rewards, values, starts = (
             np.concatenate([getattr(before, name)[-n_missing:], getattr(newest, name)])
