@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 OLDEST := .venv-oldest
 SOURCES := sb3_agd benchmarks docs examples tests setup.py
 
-.PHONY: train test pytest oldest lint type docs format clean
+.PHONY: train test pytest oldest lint type docs package format clean
 
 # The environment is rebuilt whenever what it is made of changes
 $(INSTALLED): setup.py constraints.txt
@@ -19,7 +19,7 @@ $(INSTALLED): setup.py constraints.txt
 train: $(INSTALLED)
 	$(BIN)/python -m benchmarks.compare
 
-test: lint type docs pytest
+test: lint type docs package pytest
 
 # One file at a time in each of two processes: a file may share an agent that took long to train
 pytest: $(INSTALLED)
@@ -30,13 +30,13 @@ $(OLDEST)/installed: setup.py constraints.txt constraints-oldest.txt
 	$(PYTHON) -m venv --clear $(OLDEST)
 	awk -F== 'NR == FNR {older[$$1]; print; next} !($$1 in older)' constraints-oldest.txt constraints.txt > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt torch
-	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable . sb3_contrib pytest pytest-xdist tensorboard
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable . sb3_contrib rich pytest pytest-xdist tensorboard
 	touch $@
 
-# A smoke run: train, save, load, imagine
+# A smoke run without extras: train, save, load, imagine
 oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest tests/test_versions.py tests/agdppo tests/checkpoint/test_resumable_ppo.py \
-		tests/experience/test_recorder.py --numprocesses 2 --dist loadfile
+	$(OLDEST)/bin/python -m pytest tests/test_versions.py tests/test_dependencies.py tests/agdppo \
+		tests/checkpoint/test_resumable_ppo.py tests/experience/test_recorder.py --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)
@@ -49,9 +49,15 @@ type: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet -b html docs docs/_build
 
+# The files for a package index, with what is installed already
+package: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation > /dev/null
+	$(BIN)/twine check --strict dist/*
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) runs build docs/_build *.egg-info
+	rm -rf $(VENV) $(OLDEST) runs build dist docs/_build *.egg-info

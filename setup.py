@@ -1,21 +1,40 @@
 """Packaging of sb3_agd. Tool settings live in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 root = Path(__file__).parent
-# What options of the RL-Zoo commands need besides: TensorBoard, plots, rendering
-zoo = ["tensorboard", "rl_zoo3[plots]", "matplotlib", "gymnasium[classic-control,mujoco]"]
+# rl_zoo3 imports requests without saying so
+rl_zoo = ["rl_zoo3[plots]>=2.9,<3.0", "requests", "pyyaml"]
+# With what options of its commands need: TensorBoard, plots, rendering
+zoo = [*rl_zoo, "tensorboard", "matplotlib", "gymnasium[classic-control,mujoco]"]
 docs = ["sphinx", "furo", "myst-parser"]
+
+
+def long_description() -> str:
+    """README without images and links whose paths are relative: they lead nowhere outside of the repository."""
+    target = r"\((?!https?://)[^)]*\)"
+    text = re.sub(rf"!\[[^\]]*\]{target}\n*", "", (root / "README.md").read_text())
+    return re.sub(rf"\[([^\]]+)\]{target}", r"\1", text)
+
 
 setup(
     name="sb3_agd",
     version=(root / "sb3_agd" / "version.txt").read_text().strip(),
     description="Advantage-guided diffusion world models for Stable-Baselines3",
-    long_description=(root / "README.md").read_text(),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
-    license="MIT",
+    license_expression="MIT",
+    keywords=[
+        *("reinforcement-learning", "model-based-reinforcement-learning", "world-models", "diffusion-models"),
+        *("stable-baselines3", "ppo", "gymnasium", "pytorch"),
+    ],
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2604.09035",
+        "Stable-Baselines3": "https://stable-baselines3.readthedocs.io",
+    },
     # The settings lie at the root of the repository, where RL-Zoo users look for them, and in the package once installed
     packages=[*find_packages(include=["sb3_agd", "sb3_agd.*"]), "sb3_agd.hyperparams"],
     package_dir={"sb3_agd.hyperparams": "hyperparams"},
@@ -24,22 +43,18 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "stable_baselines3>=2.9,<3.0",
-        "torch>=2.13",
+        # As Stable-Baselines3 2.9
+        "torch>=2.8",
         "gymnasium>=1.0",
         "numpy>=1.26",
         "tqdm",
-        "rich",
-        "rl_zoo3>=2.9,<3.0",
-        # rl_zoo3 imports it without saying so
-        "requests",
-        "pyyaml",
         "cloudpickle",
     ],
     extras_require={
         "mujoco": ["gymnasium[mujoco]"],
         "zoo": zoo,
-        "wandb": ["wandb", "tensorboard"],
-        "benchmarks": ["gymnasium[mujoco]", "sb3_contrib>=2.9,<3.0", "matplotlib", "pandas", "rliable", "scipy", "seaborn"],
+        "wandb": [*zoo, "wandb"],
+        "benchmarks": [*rl_zoo, "sb3_contrib>=2.9,<3.0", "matplotlib", "rich", "gymnasium[mujoco]"],
         "cluster": ["ray"],
         "docs": docs,
         "tests": [
@@ -54,10 +69,13 @@ setup(
             "ruff",
             "sb3_contrib>=2.9,<3.0",
             "types-PyYAML",
+            "build",
+            "setuptools>=77",
+            "twine",
         ],
     },
     classifiers=[
-        "License :: OSI Approved :: MIT License",
+        "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",

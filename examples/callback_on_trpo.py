@@ -32,6 +32,7 @@ model = TRPO(
 guidance = GuidanceCallback(guidance="sag", synthetic_ratio=4)
 model.learn(arguments.timesteps, callback=guidance)
 
-# The world model belongs to the callback: the file of TRPO holds TRPO alone
+# The world model belongs to the callback, which has a file of its own
 model.save("trpo_pendulum")
+guidance.save("guidance_pendulum")
 print(f"Updates of the world model: {guidance.world_model.n_updates.item():.0f}")

@@ -14,6 +14,7 @@ OUTPUT = {
     "custom_guide": "Mean imagined speed without",
     "custom_network": "(recurrent): GRU(",
     "drop_in": "Imagined rewards of the next 8 steps",
+    "train_in_imagination": "Return of SAC in the real task: -",
 }
 
 

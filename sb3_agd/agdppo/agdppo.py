@@ -1,7 +1,7 @@
 """Advantage-guided diffusion PPO."""
 
 import warnings
-from dataclasses import fields, replace
+from dataclasses import fields
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -17,19 +17,17 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_agd.agdppo.callback import GuidanceCallback
+from sb3_agd.agdppo.imagination_mixin import ImaginationMixin
 from sb3_agd.agdppo.rollout_buffer import AugmentedDictRolloutBuffer, AugmentedRolloutBuffer
 from sb3_agd.checkpoint.resumable_ppo import ResumablePPO, as_callback
-from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.space_codecs import make_codec
-from sb3_agd.experience.user_inputs import batched, encoded_actions
 from sb3_agd.imagination import ActionSampler, Guide, Imagination, ImaginationState, Settings
-from sb3_agd.world_model import DiffusionWorldModel, Segments
 from sb3_agd.world_model.termination import TerminationFn
 
 SelfAGDPPO = TypeVar("SelfAGDPPO", bound="AGDPPO")
 
 
-class AGDPPO(ResumablePPO):
+class AGDPPO(ImaginationMixin, ResumablePPO):
     """
     Advantage-Guided Diffusion PPO: Proximal Policy Optimization whose updates also learn from trajectory segments
     that a diffusion world model imagines, from states chosen by the advantage of the current critic. All of PPO's arguments,
@@ -79,6 +77,8 @@ class AGDPPO(ResumablePPO):
 
     :raises ValueError: If an argument is invalid or a space is not supported
     """
+
+    imagination: Imagination
 
     def __init__(
         self,
@@ -222,66 +222,6 @@ class AGDPPO(ResumablePPO):
         # While the model is built, there is none yet
         if seed is not None and hasattr(self, "imagination"):
             self.imagination.state.rng = np.random.default_rng(seed)
-
-    @property
-    def world_model(self) -> DiffusionWorldModel:
-        """The diffusion world model."""
-        return self.imagination.world_model
-
-    @property
-    def replay_buffer(self) -> ReplayBuffer:
-        """The real transitions that the world model is trained on."""
-        return self.imagination.replay_buffer
-
-    def imagine(
-        self,
-        observations: np.ndarray | dict[str, np.ndarray],
-        guidance: str | Guide | None = None,
-        guidance_scale: float | None = None,
-        seed: int | None = None,
-        actions: np.ndarray | None = None,
-        horizon: int | None = None,
-    ) -> Segments[np.ndarray]:
-        """
-        Imagine one segment from each of the given states with the current policy, or with given actions. With
-        ``guidance_mode="select"``, training takes start states from guided segments and learns from unguided ones
-        (``guidance="none"``).
-
-        :param observations: Observations as the environment gives them, not as ``VecNormalize`` does, shape
-            (B, observation_dim), or a dictionary of such arrays. A single one is a batch of one. If another wrapper is around
-            ``VecNormalize``, frame stacking for example, observations as that wrapper returns them
-        :param guidance: See :class:`Settings`; ``None`` for the model's own
-        :param guidance_scale: Strength of the guidance, taken as it is; ``None`` for the model's own at the current
-            progress
-        :param seed: Seed of all noise; ``None`` to draw on from the private generator
-        :param actions: Actions to take in place of the policy's, as the environment receives them, shape (B, H, action_dim),
-            for example to plan. Such segments are not guided
-        :param horizon: Number of transitions, ``None`` for that of the model, or of the given actions. The network
-            ``"recurrent"`` imagines any number
-        :return: Segments in raw environment units: ``observations`` (B, H + 1, observation_dim) with the given states first,
-            ``actions`` (B, H, action_dim) as the environment would receive them, ``rewards``, ``terminations`` and ``mask``,
-            each (B, H). What comes after a termination is masked. Dict observations are flattened, their parts in the order of
-            the space's keys
-        :raises ValueError: If an argument is invalid, or the world model was not trained yet
-        """
-        imagination = self.imagination
-        elements = batched(imagination.observation_codec, imagination.observation_codec.flatten(observations))
-        starts = imagination.start_states(elements)
-        chosen = self.settings.guidance_at(max(0.0, self._current_progress_remaining), guidance, guidance_scale)
-        if actions is None:
-            imagination.check_trained()
-            segments, _ = imagination.imagine(starts, chosen, imagination.generator(seed), horizon)
-        else:
-            for name, value in (("guidance", guidance), ("guidance_scale", guidance_scale), ("horizon", horizon)):
-                if value is not None:
-                    raise ValueError(f"`{name}` cannot be given with `actions`, which determine the segments")
-            given = encoded_actions(imagination.action_codec, self.action_space, np.asarray(actions), len(starts))
-            imagination.check_trained()
-            segments = imagination.world_model.predict(starts, given, imagination.generator(seed))
-        states = imagination.observation_codec.elements(segments.observations)
-        states[:, 0] = elements.reshape(len(elements), -1)
-        taken = imagination.action_codec.elements(segments.actions)
-        return replace(segments.map(lambda array: array.cpu().numpy()), observations=states, actions=taken)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "imagination", "_guidance_callback"]

@@ -8,18 +8,18 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
+from stable_baselines3.common.callbacks import ProgressBarCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
+from sb3_agd.agdppo.saved_callback import SavedCallback
 from sb3_agd.agdppo.training_log import TrainingLog, shown_progress
 from sb3_agd.checkpoint.resume import check_sees_each_step, discard_stale_replies
 from sb3_agd.experience import randomness
 from sb3_agd.imagination import ActionSampler, Guide
 from sb3_agd.imagination.imagination import Imagination
 from sb3_agd.imagination.settings import Guidance, Settings
-from sb3_agd.world_model import DiffusionWorldModel
 from sb3_agd.world_model.termination import TerminationFn
 
 # The first fit takes this many times the updates of the later ones
@@ -32,7 +32,7 @@ AFTER_DIVERGENCE = "Training goes on without imagined data where this happens. C
 N_CORRELATIONS = 20
 
 
-class GuidanceCallback(BaseCallback):
+class GuidanceCallback(SavedCallback):
     """
     Learn a diffusion world model from the real rollouts and, before each policy update, augment the rollout buffer with
     imagined segments, from states chosen by the advantage of the current critic.
@@ -105,12 +105,6 @@ class GuidanceCallback(BaseCallback):
         """The algorithm's rollout buffer."""
         assert isinstance(self.model, OnPolicyAlgorithm) and isinstance(self.model.rollout_buffer, AugmentedRolloutBuffer)
         return self.model.rollout_buffer
-
-    @property
-    def world_model(self) -> DiffusionWorldModel:
-        """The world model, there as soon as training begins."""
-        assert self.imagination is not None, "The world model is built when training begins"
-        return self.imagination.world_model
 
     def _init_callback(self) -> None:
         check_sees_each_step(self)

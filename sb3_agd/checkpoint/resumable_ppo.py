@@ -5,18 +5,17 @@ import pathlib
 import warnings
 from collections.abc import Iterable
 from multiprocessing.connection import wait
-from typing import IO, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_agd.checkpoint.resume import ResumeCallback, RunState, discard_stale_replies
-from sb3_agd.checkpoint.save_util import FILE_FORMAT, explain_misfit, newer_format, replaced_file, statistics_file
+from sb3_agd.checkpoint.save_util import FILE_FORMAT, explained_errors, newer_format, replaced_file, statistics_file
 from sb3_agd.experience.vec_envs import innermost
 from sb3_agd.experience.vec_normalize import normalizing_wrapper
 
@@ -149,7 +148,7 @@ class ResumablePPO(PPO):
         :raises OSError: If the file cannot be read
         :raises ValueError: If the file is damaged or does not fit
         """
-        try:
+        with explained_errors(path, cls.__name__):
             model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
             if kwargs.get("seed") is not None and model.run_state is None:
                 # The private generator in the file comes from another seed, but a run that is resumed goes on with it
@@ -158,11 +157,6 @@ class ResumablePPO(PPO):
                 raise ValueError(newer_format(model.file_format))
             # It will be saved in the present one
             model.file_format = FILE_FORMAT
-        except OSError:
-            raise
-        except Exception as error:  # Damaged and foreign files raise errors of many kinds
-            reason = explain_misfit(path, error) if isinstance(path, (str, pathlib.Path)) else str(error)
-            raise ValueError(f"{path} cannot be loaded as {cls.__name__}: {reason}") from error
         if (
             model.env is not None
             and model.imagination.state.normalization is not None
@@ -191,47 +185,8 @@ class ResumablePPO(PPO):
         :param include: name of parameters that might be excluded but should be included anyway
         :raises OSError: If the file cannot be written
         """
-        if isinstance(path, (str, pathlib.Path)):
-            with replaced_file(path, suffix="zip") as file:
-                super().save(cast(io.BufferedIOBase, file), exclude, include)
-        else:
-            super().save(path, exclude, include)
-
-    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
-        """
-        Save the real transitions as plain arrays (npz, whatever the name of the file). A file of that name is replaced
-        only once the new one is complete.
-
-        :param path: Path to the file, or an open file; missing folders are created
-        :raises OSError: If the file cannot be written
-        """
-        if isinstance(path, (str, pathlib.Path)):
-            with replaced_file(path, suffix="npz") as file:
-                self.imagination.replay_buffer.save(file)
-        else:
-            self.imagination.replay_buffer.save(cast(IO[bytes], path))
-
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """
-        Load the real transitions.
-
-        :param path: Path to the file, or an open file
-        :param truncate_last_traj: Whether the episodes that were unfinished when the file was written count as
-            interrupted. Only ``False`` if the environments continue from the same states
-        :raises ValueError: If the file is damaged or comes from other spaces or settings; the present transitions
-            are kept then
-        """
-        file = open_path(path, "r", verbose=self.verbose, suffix="npz")
-        try:
-            self.imagination.replay_buffer.load(file)
-        except ValueError as error:
-            raise ValueError(f"Cannot load transitions from {path}: {error}") from error
-        finally:
-            if isinstance(path, (str, pathlib.Path)):
-                file.close()
-        if truncate_last_traj:
-            self.imagination.replay_buffer.close_episodes()
-        self.imagination.transitions_loaded()
+        with replaced_file(path, suffix="zip") as file:
+            super().save(cast(io.BufferedIOBase, file), exclude, include)
 
 
 def as_callback(callback: MaybeCallback) -> BaseCallback:

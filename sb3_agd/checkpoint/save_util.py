@@ -1,6 +1,7 @@
 """Files of agents: replaced atomically, and read with clear errors."""
 
 import errno
+import io
 import os
 import pickle
 import secrets
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file
@@ -35,16 +36,19 @@ def writing_path(path: str | Path, suffix: str) -> Path:
 
 
 @contextmanager
-def replaced_file(path: str | Path, suffix: str) -> Iterator[IO[bytes]]:
+def replaced_file(path: str | Path | io.BufferedIOBase, suffix: str) -> Iterator[IO[bytes]]:
     """
     Open a file for writing that replaces the one of that name only once it is complete and on the disk. It keeps the mode of
     that one. Missing folders are created.
 
-    :param path: Path to the file, see :func:`writing_path`
+    :param path: Path to the file, see :func:`writing_path`, or an open file, which is written to as it is
     :param suffix: Ending that the name gets if it has none
     :return: The open file
     :raises OSError: If it cannot be written, because the disk is full for example; a file that was there is intact then
     """
+    if not isinstance(path, (str, Path)):
+        yield cast(IO[bytes], path)
+        return
     target = writing_path(path, suffix)
     if target.exists() and not target.is_file():
         # Pipes and devices are written to
@@ -107,7 +111,7 @@ def newer_format(file_format: int) -> str:
 
 def explain_misfit(path: str | Path, error: Exception) -> str:
     """
-    :param path: Path to a file that could not be loaded as an agent
+    :param path: Path to a file that could not be loaded
     :param error: The error that was raised
     :return: Description of the problem
     """
@@ -119,7 +123,28 @@ def explain_misfit(path: str | Path, error: Exception) -> str:
         return f"it is damaged or incomplete ({error})"
     if content.get("file_format", 0) > FILE_FORMAT:
         return newer_format(content["file_format"])
+    if isinstance(error, KeyError) and "saved_by" in content:
+        return f"it was saved by {content['saved_by']}"
     policy = content.get("policy_class")
     if isinstance(policy, type) and not issubclass(policy, ActorCriticPolicy):
         return f"it was saved by another algorithm, whose policy is a {policy.__name__}"
     return str(error)
+
+
+@contextmanager
+def explained_errors(path: str | Path | io.BufferedIOBase, name: str) -> Iterator[None]:
+    """
+    Turn the many kinds of errors that damaged and foreign files raise into one.
+
+    :param path: Path to a file that is loaded within, or an open file
+    :param name: Name of the class that it is loaded as
+    :raises OSError: If the file cannot be read
+    :raises ValueError: If it is damaged or does not fit
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        reason = explain_misfit(path, error) if isinstance(path, (str, Path)) else str(error)
+        raise ValueError(f"{path} cannot be loaded as {name}: {reason}") from error

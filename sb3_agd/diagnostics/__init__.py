@@ -1,11 +1,12 @@
 from typing import TYPE_CHECKING, Any
 
 from sb3_agd.diagnostics.gain_callback import GuidanceGainCallback
+from sb3_agd.diagnostics.imagined_vec_env import ImaginedVecEnv
 
 if TYPE_CHECKING:
     from sb3_agd.diagnostics.report import imagination_report
 
-__all__ = ["GuidanceGainCallback", "imagination_report"]
+__all__ = ["GuidanceGainCallback", "ImaginedVecEnv", "imagination_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,8 +11,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-import yaml
-from rl_zoo3.utils import EnvironmentName, get_saved_hyperparams, get_wrapper_class
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
@@ -84,7 +82,14 @@ def training_environment(model: Path, env_id: str) -> tuple[dict[str, Any], Call
     :param env_id: Environment ID
     :return: Arguments of the environment, and its wrappers if there are any
     """
-    folder = model.parent / EnvironmentName(env_id)
+    # As RL-Zoo names it
+    folder = model.parent / env_id.rpartition(":")[2].replace("/", "-")
+    if not folder.is_dir():
+        return {}, None
+    # Not at the top: agents that were trained without RL-Zoo do not need it
+    import yaml
+    from rl_zoo3.utils import get_saved_hyperparams, get_wrapper_class
+
     settings, _ = get_saved_hyperparams(str(folder))
     arguments = settings.get("env_kwargs", {})
     command_line = folder / "args.yml"

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch as th
 
 ArrayT = TypeVar("ArrayT", np.ndarray, th.Tensor)
+
+
+class Episode(NamedTuple):
+    """One segment of ``T`` transitions, with ``T + 1`` observations, and whether it ended in a terminal state."""
+
+    observations: np.ndarray | th.Tensor
+    actions: np.ndarray | th.Tensor
+    rewards: np.ndarray | th.Tensor
+    terminated: bool
 
 
 @dataclass(frozen=True)
@@ -35,14 +44,29 @@ class Segments(Generic[ArrayT]):
     mask: ArrayT
 
     def map(self, function: Callable) -> Segments:
+        """The segments with a function applied to every array."""
+        return Segments(**{name: function(array) for name, array in vars(self).items()})
+
+    def to_dict(self) -> dict[str, ArrayT]:
+        """The arrays by name, not copied."""
+        return dict(vars(self))
+
+    def episode(self, index: int) -> Episode:
         """
-        :param function: Applied to every array
-        :return: The segments with the transformed arrays
+        :param index: Number of a segment
+        :return: The segment up to its end, in views of the arrays
         """
-        return Segments(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
+        length = int(self.mask[index].sum())
+        arrays = self.observations[index, : length + 1], self.actions[index, :length], self.rewards[index, :length]
+        return Episode(*arrays, bool(self.terminations[index, :length].any()))
 
     def __len__(self) -> int:
         return len(self.rewards)
+
+    def __repr__(self) -> str:
+        n_ended = int((self.terminations & self.mask).any(1).sum())
+        shapes = f"observations {tuple(self.observations.shape)}, actions {tuple(self.actions.shape)}"
+        return f"Segments({len(self)} of horizon {self.rewards.shape[1]}, {n_ended} ended: {shapes})"
 
 
 class SegmentSource(Protocol):

@@ -62,14 +62,22 @@ def fit(
     source: SegmentSource,
     gradient_steps: int,
     batch_size: int,
-    learning_rate: float | None,
-    generator: th.Generator | None,
-    on_update: Callable[[], Any] | None,
+    learning_rate: float | None = None,
+    generator: th.Generator | None = None,
+    on_update: Callable[[], Any] | None = None,
 ) -> dict[str, float]:
     """
-    Train the networks of a world model. See :meth:`DiffusionWorldModel.fit` for the arguments and errors.
+    Train on real segments.
 
-    :return: Mean losses over the updates
+    :param source: Where to draw real segments from
+    :param gradient_steps: Number of updates
+    :param batch_size: Number of segments of each update
+    :param learning_rate: New learning rate, ``None`` to keep the present one
+    :param generator: Source of the noise
+    :param on_update: Called after each update
+    :return: Mean ``denoising_loss`` and ``termination_loss`` over the updates; the latter is 0 until there is one to learn
+    :raises FloatingPointError: If a loss or a weight turned into NaN or infinity; all weights, their means and the
+        optimiser are what they were before then
     """
     weights: list[th.Tensor] = list(model.networks.parameters())
     total = th.zeros(2, device=model.device)

@@ -14,7 +14,7 @@ from sb3_agd.world_model.denoisers import DENOISERS, is_autoregressive
 from sb3_agd.world_model.normalizer import Normalizer
 from sb3_agd.world_model.samplers import SAMPLERS
 from sb3_agd.world_model.segment_denoiser import Objective, Policy, SegmentDenoiser
-from sb3_agd.world_model.segments import Segments, SegmentSource, as_tensor, mask_after_termination
+from sb3_agd.world_model.segments import Segments, as_tensor, mask_after_termination
 from sb3_agd.world_model.termination import TerminationClassifier, TerminationFn, apply_rule, half_of
 from sb3_agd.world_model.training import fit, make_optimizer, seeded_global_stream
 from sb3_agd.world_model.validation import check_arguments, check_integer, check_number
@@ -213,30 +213,7 @@ class DiffusionWorldModel(nn.Module):
         classifier.calibrate(log_odds, *sample)
         return classifier.loss(log_odds, *sample)
 
-    def fit(
-        self,
-        source: SegmentSource,
-        gradient_steps: int,
-        batch_size: int,
-        learning_rate: float | None = None,
-        generator: th.Generator | None = None,
-        on_update: Callable[[], Any] | None = None,
-    ) -> dict[str, float]:
-        """
-        Train on real segments.
-
-        :param source: Where to draw real segments from
-        :param gradient_steps: Number of updates
-        :param batch_size: Number of segments of each update
-        :param learning_rate: New learning rate, ``None`` to keep the present one
-        :param generator: Source of the noise
-        :param on_update: Called after each update
-        :return: Mean ``denoising_loss`` and ``termination_loss`` over the updates; the latter is 0 until there is
-            something to learn
-        :raises FloatingPointError: If a loss or a weight turned into NaN or infinity; all weights, their means and the
-            optimiser are what they were before then
-        """
-        return fit(self, source, gradient_steps, batch_size, learning_rate, generator, on_update)
+    fit = fit
 
     @th.no_grad()
     def imagine(
@@ -273,7 +250,10 @@ class DiffusionWorldModel(nn.Module):
             multiple of ``n_candidates``, or the network cannot imagine this horizon
         """
         check_number("guidance_scale", guidance_scale, 0)
-        observations, horizon = self._start_states(observations), self.check_horizon(horizon)
+        observations, horizon = as_tensor(observations, self.device), self.check_horizon(horizon)
+        if observations.dim() != 2 or observations.shape[1] != self.observation_dim:
+            shape = tuple(observations.shape)
+            raise ValueError(f"`observations` must have the shape (B, {self.observation_dim}), not {shape}")
         if n_candidates < 1 or len(observations) % n_candidates > 0:
             raise ValueError(f"`n_candidates` {n_candidates} must divide the number of start states, {len(observations)}")
         if generator is None:
@@ -335,17 +315,6 @@ class DiffusionWorldModel(nn.Module):
 
         return self.imagine(observations, policy, generator=generator, n_candidates=n_candidates, horizon=given.shape[1])
 
-    def _start_states(self, observations: th.Tensor | np.ndarray) -> th.Tensor:
-        """
-        :param observations: Start states as the user gives them
-        :return: The same as a tensor
-        :raises ValueError: If they have a wrong shape
-        """
-        states = as_tensor(observations, self.device)
-        if states.dim() != 2 or states.shape[1] != self.observation_dim:
-            raise ValueError(f"`observations` must have the shape (B, {self.observation_dim}), not {tuple(states.shape)}")
-        return states
-
     def check_horizon(self, horizon: int | None) -> int:
         """
         :param horizon: Number of transitions to imagine, ``None`` for that of the training
@@ -373,11 +342,10 @@ class DiffusionWorldModel(nn.Module):
             return states.new_zeros(actions.shape[:2])
         if self.termination_fn is not None:
             return apply_rule(self.termination_fn, states, actions)
-        before, after = states[:, :-1], states[:, 1:]
-        actions = self.action_normalizer(actions)
         classifier = self.ema_networks["termination"]
         assert isinstance(classifier, TerminationClassifier)
-        return classifier.probabilities(self.inputs(before), actions, self.inputs(after))
+        observations = self.inputs(states)
+        return classifier.probabilities(observations[:, :-1], self.action_normalizer(actions), observations[:, 1:])
 
     def on_device(self, segments: Segments[th.Tensor]) -> Segments[th.Tensor]:
         """

@@ -1,4 +1,8 @@
-"""Command line: RL-Zoo's commands, with all their options, after AGDPPO has been registered, and this package's own."""
+"""
+Command line: RL-Zoo's commands, with all their options, after AGDPPO has been registered, and this package's own.
+
+What takes long to import (PyTorch, SB3, RL-Zoo) is imported only where a command runs: ``--help`` does not wait for it.
+"""
 
 import argparse
 import functools
@@ -13,10 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import gymnasium as gym
-import torch as th
-from stable_baselines3.common.utils import get_device
-
 from sb3_agd import __version__
 from sb3_agd.zoo.parsers import (
     CommandParser,
@@ -26,13 +26,16 @@ from sb3_agd.zoo.parsers import (
     add_push_arguments,
 )
 from sb3_agd.zoo.registration import register
+from sb3_agd.zoo.script_help import print_help
 
 PROGRAM = "sb3-agd"
+# Packages of the extra `zoo`, by the names that they are imported by
+ZOO = (
+    *("huggingface_hub", "huggingface_sb3", "matplotlib", "moviepy", "optuna", "pandas", "pytablewriter", "requests"),
+    *("rl_zoo3", "rliable", "sb3_contrib", "scipy", "seaborn", "sqlalchemy", "tensorboard", "yaml"),
+)
 # Packages that are not there without an extra of this package
-EXTRAS = {
-    **dict.fromkeys(("matplotlib", "pandas", "rliable", "scipy", "seaborn", "tensorboard"), "zoo"),
-    "wandb": "wandb",
-}
+EXTRAS = {**dict.fromkeys(ZOO, "zoo"), "wandb": "wandb"}
 # Commands that step environments
 PLAYING = ("train", "enjoy", "record-video", "imagine")
 # Part of a warning that only the author of a task can act on: HalfCheetah has it
@@ -52,6 +55,11 @@ class Command:
     summary: str
     module: str
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
+
+    @property
+    def description(self) -> str:
+        """The summary as a sentence."""
+        return f"{self.summary[0].upper()}{self.summary[1:]}."
 
 
 COMMANDS = {
@@ -103,6 +111,9 @@ def prepare_script(name: str, arguments: list[str]) -> list[str]:
     :param arguments: Its command line
     :return: The command line to run it with
     """
+    import torch as th
+    from stable_baselines3.common.utils import get_device
+
     parser = CommandParser(prog=f"{PROGRAM} {name}", add_help=False)
     parser.add_argument("--algo")
     parser.add_argument("--num-threads")
@@ -121,6 +132,8 @@ def run_script(name: str) -> None:
     """
     :param name: Name of a command of RL-Zoo
     """
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print_help(sys.argv[0], COMMANDS[name].description, COMMANDS[name].module)
     register()
     sys.argv[1:] = prepare_script(name, sys.argv[1:])
     # Some scripts are already imported by others
@@ -139,12 +152,11 @@ def run_own(name: str) -> None:
     """
     command = COMMANDS[name]
     assert command.add_arguments is not None
-    parser = CommandParser(prog=sys.argv[0], description=f"{command.summary[0].upper()}{command.summary[1:]}.")
+    parser = CommandParser(prog=sys.argv[0], description=command.description)
     command.add_arguments(parser)
     arguments = parser.parse_args(sys.argv[1:])
     if name in PLAYING:
         filter_mujoco_warnings()
-    # Only now: `--help` does not wait for what this imports
     importlib.import_module(command.module).run(arguments)
 
 
@@ -153,7 +165,7 @@ def is_refusal(error: Exception) -> bool:
     :param error: What ended a command
     :return: Whether it is about what the user asked for (a name, a file, a value), rather than about broken code
     """
-    import rl_zoo3
+    import gymnasium as gym
 
     # What the user typed is evaluated in frames of its own
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != "<string>"]
@@ -163,7 +175,7 @@ def is_refusal(error: Exception) -> bool:
         return True
     # Names and values in `-params` and `--env-kwargs` that do not exist
     source = Path(frames[-1].filename)
-    by_name = source.is_relative_to(Path(rl_zoo3.__file__).parent) or source == Path(gym.envs.registration.__file__)
+    by_name = "rl_zoo3" in source.parent.parts or source == Path(gym.envs.registration.__file__)
     return by_name and isinstance(error, (TypeError, NameError, SyntaxError))
 
 

@@ -32,6 +32,7 @@ def test_exports_the_public_names() -> None:
         "GuidanceCallback",
         "GuidanceGainCallback",
         "Guide",
+        "ImaginedVecEnv",
         "ResumableCheckpointCallback",
         "RewardGuide",
         "Segments",

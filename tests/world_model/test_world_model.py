@@ -347,27 +347,23 @@ def imagined_walk(change: Callable[[th.Tensor, th.Generator], th.Tensor], gradie
         open_loop_length=1,
         learning_rate=3e-3,
         ema_decay=0.99,
-        network_kwargs={"width": 64},
+        # That of the package
+        network_kwargs={"width": 128},
         seed=seed,
     )
     observe(model, source.every_transition())
     model.fit(source, gradient_steps, 256, 3e-3, generator=seeded(seed))
     model.fit(source, gradient_steps // 2, 256, 3e-4, generator=seeded(seed))
-    return model.predict(th.zeros(3_000, 1), th.zeros(3_000, 8, 1), seeded(1)).observations[..., 0]
+    return model.predict(th.zeros(10_000, 1), th.zeros(10_000, 8, 1), seeded(1)).observations[..., 0]
 
 
 def test_random_walk_is_imagined_with_its_variance_and_independent_increments() -> None:
-    # Each model has an error of its own: two have half of the states each
-    models = [
-        imagined_walk(lambda state, generator: state + th.randn(state.shape, generator=generator), 700, seed)
-        for seed in (0, 1)
-    ]
-    states = th.cat(models)
+    states = imagined_walk(lambda state, generator: state + th.randn(state.shape, generator=generator), 700)
     increments = states.diff(dim=1)
     increments = increments - increments.mean(0)
     variance = increments.square().mean().item()
     assert variance == pytest.approx(1, abs=0.1)
-    assert states[:, -1].var().item() == pytest.approx(8, rel=0.13)
+    assert states[:, -1].var().item() == pytest.approx(8, rel=0.1)
     assert abs((increments[:, 1:] * increments[:, :-1]).mean().item()) / variance < 0.05
 
 
@@ -376,6 +372,6 @@ def test_two_outcomes_are_imagined_with_their_probabilities_and_nothing_in_betwe
         sign = 2.0 * (th.rand(state.shape, generator=generator) < 0.1) - 1
         return sign + 0.05 * th.randn(state.shape, generator=generator)
 
-    states = imagined_walk(jump, 1_000)[:, 1:]
+    states = imagined_walk(jump, 700)[:, 1:]
     assert (states > 0).float().mean().item() == pytest.approx(0.1, abs=0.03)
     assert (states.abs() < 0.7).float().mean() < 0.03

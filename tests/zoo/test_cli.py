@@ -11,6 +11,7 @@ import optuna
 import pytest
 
 from sb3_agd.zoo.cli import COMMANDS, missing_extra, print_mujoco_warning
+from sb3_agd.zoo.registration import register
 
 # More than any study here has
 STUDY = ["--storage", "study.log", "--trial-id", "7"]
@@ -36,6 +37,42 @@ def test_every_command_lists_its_options(command: str, command_line: Any, capsys
     assert ("agdppo" in out and "trpo" in out) or not algorithms
 
 
+@pytest.mark.parametrize("command", [name for name, command in COMMANDS.items() if command.add_arguments is None])
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules:RuntimeWarning")
+def test_help_of_a_script_of_the_zoo_is_what_it_prints_itself(
+    command: str, command_line: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register()
+    monkeypatch.setattr(sys, "argv", [command, "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_module(COMMANDS[command].module, run_name="__main__")
+    _, _, theirs = capsys.readouterr().out.partition("options:")
+    with pytest.raises(SystemExit):
+        command_line(command, "--help")
+    _, _, ours = capsys.readouterr().out.partition("options:")
+    assert ours == theirs != ""
+
+
+HELP = """
+import sys
+from sb3_agd.zoo.cli import COMMANDS, main
+
+for name in ([], *([name] for name in COMMANDS)):
+    sys.argv = ["sb3-agd", *name, "--help"]
+    try:
+        main()
+    except SystemExit:
+        pass
+print({"torch", "stable_baselines3", "rl_zoo3"} & sys.modules.keys(), file=sys.stderr)
+"""
+
+
+def test_help_does_not_wait_for_imports() -> None:
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True)
+    assert done.stderr.splitlines() == ["set()"]
+    assert done.stdout.count("usage: sb3-agd") == 1 + len(COMMANDS)
+
+
 LEFT_ALONE = """
 import argparse, importlib, runpy, subprocess, sys
 import rl_zoo3.exp_manager
@@ -49,7 +86,8 @@ before = [dict(vars(other)) for other in others], dict(scores.min_max_score_per_
 from sb3_agd.zoo.cli import COMMANDS, main
 
 for name, command in COMMANDS.items():
-    sys.argv = ["sb3-agd", name, "--help"]
+    # The end of a command that has imported what it needs
+    sys.argv = ["sb3-agd", name, "--nothing"]
     try:
         main()
     except SystemExit:

@@ -1,4 +1,4 @@
-"""Commands where an optional package is not installed."""
+"""Commands where single packages of an extra are not installed. Without all of them: tests/test_dependencies.py."""
 
 import os
 import subprocess
@@ -6,43 +6,40 @@ import sys
 from pathlib import Path
 
 import pytest
+from environments import SMALL
 from processes import PATIENCE, SETTINGS
 
+from sb3_agd import AGDPPO
+
 ENV = "Hopper-v5"
-# Hides a package before anything is imported, and runs the given commands one after another
+# Hides packages before anything is imported, and runs a command
 WITHOUT = """
 import sys
-sys.modules[sys.argv[1]] = None
+sys.modules.update(dict.fromkeys(sys.argv.pop(1).split()))
 from sb3_agd.zoo.cli import main
 
-for command in sys.argv[2:]:
-    sys.argv = ["sb3-agd", *command.split()]
-    try:
-        main()
-    except SystemExit as end:
-        print(end.code, file=sys.stderr)
+sys.argv[0] = "sb3-agd"
+main()
 """
 
 
-def run_without(package: str, folder: Path, *commands: str) -> "subprocess.CompletedProcess[str]":
-    """Run commands as if a package were not installed; their exit codes or complaints go to stderr."""
-    command = [sys.executable, "-c", WITHOUT, package, *commands]
+def run_without(packages: str, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a command as if packages were not installed."""
+    command = [sys.executable, "-c", WITHOUT, packages, *arguments]
     environment = {**os.environ, **SETTINGS}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
-def complaint(command: str, package: str) -> str:
-    """What a command answers without a package."""
-    return f'sb3-agd {command}: error: {package} is not installed: pip install "sb3_agd[zoo]"'
-
-
-def test_help_needs_no_extra_but_imagine_does(tmp_path: Path) -> None:
+def test_imagine_needs_neither_rl_zoo_nor_moviepy_for_an_agent_trained_without_them(tmp_path: Path) -> None:
+    AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL, gamma=0.5).learn(64).save(tmp_path / "model")
     done = run_without(
-        "matplotlib", tmp_path, "imagine --help", "plot-from-file --help", f"imagine --env {ENV} --model model.zip"
+        "rl_zoo3 huggingface_sb3 optuna yaml moviepy",
+        tmp_path,
+        *("imagine", "--env", "Pendulum-v1", "--model", "model.zip", "--n-starts", "2"),
     )
-    assert "usage: sb3-agd imagine" in done.stdout and "usage: sb3-agd plot-from-file" in done.stdout
-    assert done.stderr.splitlines()[-3:] == ["0", "0", complaint("imagine", "matplotlib")]
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert 'No video: moviepy is not installed: pip install "sb3_agd[zoo]"' in done.stderr
+    assert (tmp_path / "imagined" / "report.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -53,6 +50,7 @@ def test_help_needs_no_extra_but_imagine_does(tmp_path: Path) -> None:
     ],
 )
 def test_a_command_names_the_extra_that_it_lacks(package: str, command: str, tmp_path: Path) -> None:
-    done = run_without(package, tmp_path, command)
-    assert done.stderr.splitlines()[-1] == complaint(command.split()[0], package)
+    done = run_without(package, tmp_path, *command.split())
+    answer = f'sb3-agd {command.split()[0]}: error: {package} is not installed: pip install "sb3_agd[zoo]"'
+    assert done.stderr.splitlines()[-1] == answer
     assert "Traceback" not in done.stderr
