@@ -9,7 +9,7 @@ import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.utils import explained_variance
 
-# Rows that are enough to judge the critic on
+# Rows that are enough to judge the critic and the world model on
 MIN_ROWS = 256
 
 

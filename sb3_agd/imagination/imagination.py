@@ -256,9 +256,7 @@ class Imagination:
         return values, log_probs, last_values.flatten()
 
     def test(self) -> dict[str, th.Tensor]:
-        """
-        Test the world model on the newest rollout, which it was not trained on yet. See :func:`held_out_errors`.
-        """
+        """Test the world model on the newest rollouts. See :func:`held_out_errors`."""
         return held_out_errors(self)
 
     def fit(

@@ -9,8 +9,10 @@ import pytest
 import torch as th
 from environments import SMALL, ToyEnv
 from logs import ImaginedRows
+from stable_baselines3 import A2C
 
-from sb3_agd import AGDPPO
+from sb3_agd import AGDPPO, AugmentedRolloutBuffer, GuidanceCallback
+from sb3_agd.imagination import Settings
 
 
 def unpredictable_env() -> ToyEnv:
@@ -96,3 +98,26 @@ def test_a_pause_changes_nothing_else(paused: Paused) -> None:
         parameters.append([parameter.clone() for parameter in agent.policy.parameters()])
         assert (agent.world_model.n_updates > n_updates) == (not settings)
     assert all(th.equal(parameter, other) for parameter, other in zip(*parameters, strict=True))
+
+
+@pytest.mark.parametrize("n_steps", [5, 300])
+def test_the_correlation_is_that_of_many_transitions_however_short_rollouts_are(
+    n_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {name: SMALL[name] for name in SMALL if name in Settings.__dataclass_fields__}
+    callback = GuidanceCallback(**settings)
+    model = A2C("MlpPolicy", "Pendulum-v1", n_steps=n_steps, rollout_buffer_class=AugmentedRolloutBuffer, device="cpu")
+    model.learn(600, callback)
+    imagination, tested = callback.imagination, []
+    assert imagination is not None
+    predict = imagination.world_model.predict
+    monkeypatch.setattr(
+        imagination.world_model, "predict", lambda states, *others: tested.append(states) or predict(states, *others)
+    )
+    imagination.test()
+    buffer = imagination.replay_buffer
+    # The buffer also has rows for the last states of two episodes or fewer
+    newest = {tuple(state) for state in buffer.observations[buffer.recent_transitions(max(n_steps, 256) + 2)].tolist()}
+    drawn = [tuple(state) for state in tested[0].tolist()]
+    # Drawn with replacement
+    assert 254 <= len(drawn) <= 256 and len({*drawn}) > 100 and {*drawn} <= newest
