@@ -1,4 +1,4 @@
-"""Errors of the world model on the newest rollouts."""
+"""Errors of the world model on the newest transitions."""
 
 from __future__ import annotations
 
@@ -16,32 +16,37 @@ from sb3_agd.imagination.critic_trust import MIN_ROWS
 if TYPE_CHECKING:
     from sb3_agd.imagination.imagination import Imagination
 
-# Segments that the world model is tested on
-HELD_OUT_SEGMENTS = 256
 # Advantages count as constant if all differ less than this from their mean, in standard deviations of past rollouts
 SAME_ADVANTAGE = 1e-4
 
 
 def held_out_errors(imagination: Imagination) -> dict[str, th.Tensor]:
     """
-    Test the world model on segments of the newest rollout, which it was not trained on yet. A few rows say nothing: if there
-    are less than ``MIN_ROWS``, older ones are added. It knows those if it is trained after every few steps.
+    Test the world model on segments of the newest transitions, which it was not trained on yet: those of the newest rollout,
+    or of several short ones since the last update.
 
     :param imagination: World model and data
     :return: What :func:`segment_errors` returns, ``missed_randomness`` (see :func:`missed_randomness`), and
         ``advantage_correlation``: that of the one-step advantages along imagined and real segments with the same actions,
-        by the present critic; NaN where the real ones are constant
+        by the critic of the time; NaN where the real ones are constant. After short rollouts, it is that of several tests,
+        on ``MIN_ROWS`` rows or more
     """
     world_model, buffer, critic = imagination.world_model, imagination.replay_buffer, imagination.critic
-    enough = buffer.position - math.ceil(MIN_ROWS / buffer.n_envs)
-    env_indices, rows = buffer.transitions_since(np.minimum(imagination.recorder.rollout_start, enough))
-    chosen = imagination.state.rng.integers(len(rows), size=min(HELD_OUT_SEGMENTS, len(rows)))
+    last_update = buffer.position - imagination.settings.real_steps_per_update // buffer.n_envs
+    env_indices, rows = buffer.transitions_since(np.minimum(imagination.recorder.rollout_start, last_update))
+    chosen = imagination.state.rng.integers(len(rows), size=min(MIN_ROWS, len(rows)))
     tested, generator = (env_indices[chosen], rows[chosen]), imagination.generator()
     segments = world_model.on_device(buffer.segments(*tested, world_model.horizon))
     imagined = world_model.predict(segments.observations[:, 0], segments.actions, generator)
     kept = segments.mask & imagined.mask
     with th.no_grad():
-        claimed, real = (critic.advantages(both)[kept] for both in (imagined, segments))
+        pairs = th.stack([critic.advantages(both)[kept] for both in (imagined, segments)])
+    if len(chosen) < MIN_ROWS:
+        state, newest = imagination.state, pairs.cpu()
+        joined = newest if state.advantages is None else th.cat([state.advantages, newest], dim=1)
+        # A row begins a segment, which has `horizon` pairs at most
+        pairs = state.advantages = joined[:, -MIN_ROWS * world_model.horizon :]
+    claimed, real = pairs
     deviations = real - real.mean()
     correlation = F.cosine_similarity(claimed - claimed.mean(), deviations, dim=0)
     if not (deviations.abs() > SAME_ADVANTAGE).any():

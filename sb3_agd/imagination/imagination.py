@@ -27,11 +27,7 @@ from sb3_agd.imagination.policy_adapter import FixedNoisePolicy, PolicyAdapter, 
 from sb3_agd.imagination.rollout_rows import evaluated_actions, rollout_rows
 from sb3_agd.imagination.settings import NO_GUIDANCE, Guidance, Settings
 from sb3_agd.imagination.start_states import real_states, states_along
-from sb3_agd.imagination.value_bounds import (
-    UNKNOWN_RANGE,
-    attainable_range,
-    bound_values,
-)
+from sb3_agd.imagination.value_bounds import UNKNOWN_RANGE, attainable_range, bound_values
 from sb3_agd.world_model import DiffusionWorldModel, Segments
 
 # Half of the world model's training segments come from this many newest rollouts
@@ -53,6 +49,7 @@ class ImaginationState:
     :param normalization: Normalisation that the agent was trained with: a model loaded without environment needs it
     :param correlations: Correlations of the advantages along imagined and real segments in the newest rollouts
     :param real_rows: Real rows that the critic is judged on
+    :param advantages: Along imagined and real segments in the newest tests after short rollouts, shape (2, N)
     """
 
     rng: np.random.Generator
@@ -62,6 +59,7 @@ class ImaginationState:
     normalization: Normalization | None = None
     correlations: tuple[float, ...] = ()
     real_rows: RealRows | None = None
+    advantages: th.Tensor | None = None
 
 
 class Imagination:
@@ -75,12 +73,7 @@ class Imagination:
         is too small
     """
 
-    def __init__(
-        self,
-        model: OnPolicyAlgorithm,
-        settings: Settings,
-        state: ImaginationState | None = None,
-    ):
+    def __init__(self, model: OnPolicyAlgorithm, settings: Settings, state: ImaginationState | None = None):
         n_needed = settings.horizon + 2
         if settings.buffer_size // model.n_envs < n_needed:
             raise ValueError(
@@ -256,7 +249,7 @@ class Imagination:
         return values, log_probs, last_values.flatten()
 
     def test(self) -> dict[str, th.Tensor]:
-        """Test the world model on the newest rollouts. See :func:`held_out_errors`."""
+        """Test the world model on the newest transitions. See :func:`held_out_errors`."""
         return held_out_errors(self)
 
     def fit(
