@@ -400,7 +400,8 @@ def test_real_and_imagined_rows_have_the_same_discount_factor() -> None:
 
 
 def test_advantages_correlate_if_and_only_if_what_is_imagined_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    imagination = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"n_steps": 128}).learn(128).imagination
+    # A long rollout, whose correlation is its own
+    imagination = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"n_steps": 256}).learn(256).imagination
     segments = imagination.replay_buffer.segments(
         *imagination.replay_buffer.transitions_since(np.zeros(1, dtype=int)), imagination.world_model.horizon
     )

@@ -1,5 +1,8 @@
 """The pendulum with a random torque."""
 
+import subprocess
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -23,6 +26,12 @@ def test_the_environment_is_registered_and_obeys_the_interface() -> None:
     env = gym.make("NoisyPendulum-v0")
     assert env.spec is not None and env.spec.max_episode_steps == 200
     check_env(env.unwrapped, skip_render_check=True)
+
+
+def test_the_environment_is_known_before_torch_is_imported() -> None:
+    code = "import sys, gymnasium, sb3_agd; print(gymnasium.spec('NoisyPendulum-v0').id, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "NoisyPendulum-v0 False\n", done.stderr
 
 
 def test_next_states_have_the_spread_of_the_torque() -> None:
