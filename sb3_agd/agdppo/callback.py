@@ -141,7 +141,7 @@ class GuidanceCallback(SavedCallback):
         self._is_training = True
         if has_begun:
             imagination.recorder.close_episodes()
-        if 2 * self._n_real <= self.settings.real_steps_per_update and self.settings.synthetic_ratio != 0:
+        if self.settings.update_interval(self._n_real) > self._n_real and self.settings.synthetic_ratio != 0:
             self._log.warn_once(
                 "short rollouts",
                 f"Rollouts have {self._n_real} transitions, and imagination takes place once per `real_steps_per_update`, "
@@ -261,14 +261,14 @@ class GuidanceCallback(SavedCallback):
 
     @property
     def _is_due(self) -> bool:
-        """Whether the newest rollout has completed another ``real_steps_per_update`` steps. Not all short rollouts do."""
-        interval = self.settings.real_steps_per_update
+        """Whether the newest rollout has completed another interval of :meth:`Settings.update_interval`."""
+        interval = self.settings.update_interval(self._n_real)
         return self.num_timesteps // interval > (self.num_timesteps - self._n_real) // interval
 
     @property
     def _synthetic_ratio(self) -> float:
         """Present number of imagined transitions per real one."""
-        return self.settings.synthetic_ratio_at(self._progress_remaining)
+        return self.settings.scheduled("synthetic_ratio", self._progress_remaining)
 
     @property
     def _n_imagined(self) -> int:
@@ -374,7 +374,7 @@ class GuidanceCallback(SavedCallback):
         """
         settings, first = self.settings, not self.world_model.is_trained
         gradient_steps = settings.world_model_gradient_steps * (WARMUP_FITS if first else 1)
-        learning_rate = settings.world_model_learning_rate_at(self._progress_remaining)
+        learning_rate = settings.scheduled("world_model_learning_rate", self._progress_remaining)
         with self._log.timed("fit"), shown_progress(self._progress_bar, gradient_steps if first else 0) as on_update:
             try:
                 losses = imagination.fit(gradient_steps, settings.world_model_batch_size, learning_rate, on_update)

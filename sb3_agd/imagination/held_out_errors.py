@@ -32,7 +32,8 @@ def held_out_errors(imagination: Imagination) -> dict[str, th.Tensor]:
         on ``MIN_ROWS`` rows or more
     """
     world_model, buffer, critic = imagination.world_model, imagination.replay_buffer, imagination.critic
-    last_update = buffer.position - imagination.settings.real_steps_per_update // buffer.n_envs
+    interval = imagination.settings.update_interval(imagination.model.n_steps * buffer.n_envs)
+    last_update = buffer.position - interval // buffer.n_envs
     env_indices, rows = buffer.transitions_since(np.minimum(imagination.recorder.rollout_start, last_update))
     chosen = imagination.state.rng.integers(len(rows), size=min(MIN_ROWS, len(rows)))
     tested, generator = (env_indices[chosen], rows[chosen]), imagination.generator()

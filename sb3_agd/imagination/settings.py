@@ -168,7 +168,8 @@ class Settings:
         one boolean per row
     :param real_steps_per_update: Approximate number of real transitions per policy update. After a rollout of 1.5 times as
         many or more, AGDPPO updates the policy several times, each time with another part of the real transitions and with
-        segments that the newest policy imagines in a world model that is trained further
+        segments that the newest policy imagines in a world model that is trained further. After rollouts of less than half as
+        many, imagination takes place once per so many real transitions
     :param policy_data: What the policy learns from: ``"mixed"``, real and imagined transitions, or ``"imagined"`` ones only,
         as in the paper. Until there are any, and while imagination pauses, AGDPPO leaves the policy as it is then. Other
         algorithms with :class:`GuidanceCallback` cannot skip an update: they learn from the real transitions meanwhile
@@ -184,7 +185,7 @@ class Settings:
     guidance_scale: float | Schedule = field(default=1.0, metadata=checked(check_schedule))
     n_candidates: int = field(default=4, metadata=checked(partial(check_integer, minimum=2)))
     horizon: int = field(default=8, metadata=checked(changeable=False))
-    synthetic_ratio: float | Schedule = field(default=8.0, metadata=checked(check_schedule))
+    synthetic_ratio: float | Schedule = field(default=4.0, metadata=checked(check_schedule))
     real_data_ratio: float = field(default=0.2, metadata=checked(partial(check_number, minimum=0, below=1)))
     min_advantage_correlation: float = field(default=0.25, metadata=checked(partial(check_number, minimum=-1, below=1)))
     n_denoising_steps: int = field(default=2, metadata=checked(changeable=False))
@@ -196,7 +197,7 @@ class Settings:
     buffer_size: int = field(default=1_000_000, metadata=checked(changeable=False))
     world_model_kwargs: dict[str, Any] | None = field(default=None, metadata=checked(changeable=False))
     termination_fn: TerminationFn | None = field(default=None, metadata=checked(changeable=False))
-    real_steps_per_update: int = field(default=256, metadata=checked(partial(check_integer, minimum=1)))
+    real_steps_per_update: int = field(default=512, metadata=checked(partial(check_integer, minimum=1)))
     policy_data: str = field(default="mixed", metadata=checked(partial(check_choice, choices=POLICY_DATA)))
     action_sampler: ActionSampler | None = field(default=None, metadata=checked(check_sampler, changeable=False))
     start_states: str = field(default="recent", metadata=checked(partial(check_choice, choices=START_STATES)))
@@ -228,6 +229,13 @@ class Settings:
         :raises ValueError: If one is invalid
         """
         return cls(**{each.name: getattr(owner, each.name) for each in fields(cls)})
+
+    def update_interval(self, n_real: int) -> int:
+        """
+        :param n_real: Number of real transitions of a rollout
+        :return: Number of real transitions after which imagination takes place, see ``real_steps_per_update``
+        """
+        return n_real if 2 * n_real >= self.real_steps_per_update else self.real_steps_per_update
 
     def world_model_arguments(self) -> dict[str, Any]:
         """
@@ -280,16 +288,11 @@ class Settings:
         guide = self.guide if guidance is None else make_guide(guidance)
         return Guidance(guide, self.guidance_mode, strength, self.n_candidates)
 
-    def synthetic_ratio_at(self, progress_remaining: float) -> float:
+    def scheduled(self, name: str, progress_remaining: float) -> float:
         """
+        :param name: Name of a setting that may be a schedule
         :param progress_remaining: From 1 to 0
-        :return: Imagined transitions per real one
+        :return: Its value at that progress
+        :raises ValueError: If the schedule gives an invalid number
         """
-        return scheduled_value("synthetic_ratio", self.synthetic_ratio, progress_remaining)
-
-    def world_model_learning_rate_at(self, progress_remaining: float) -> float:
-        """
-        :param progress_remaining: From 1 to 0
-        :return: Learning rate of the world model
-        """
-        return scheduled_value("world_model_learning_rate", self.world_model_learning_rate, progress_remaining)
+        return scheduled_value(name, getattr(self, name), progress_remaining)

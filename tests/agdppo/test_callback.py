@@ -218,6 +218,20 @@ def test_short_rollouts_are_imagined_from_once_per_real_steps_per_update() -> No
     assert callback.world_model.n_updates == (5 + 1 + 1) * SMALL["world_model_gradient_steps"]
 
 
+def test_rollouts_of_half_of_real_steps_per_update_are_all_imagined_from() -> None:
+    imagined = []
+
+    class Watch(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            imagined.append(self.model.rollout_buffer.n_imagined > 0)
+
+    AGDPPO("MlpPolicy", ToyEnv(), **SMALL | {"n_steps": 16, "real_steps_per_update": 32}).learn(64, Watch())
+    assert imagined == [True] * 4
+
+
 @pytest.mark.parametrize("settings", [{}, {"real_steps_per_update": 1000, "synthetic_ratio": 0}])
 def test_long_rollouts_and_plain_ppo_raise_no_warning_of_short_rollouts(settings: dict[str, Any]) -> None:
     with warnings.catch_warnings():
