@@ -10,13 +10,13 @@ root = Path(__file__).parent
 rl_zoo = ["rl_zoo3[plots]>=2.9,<3.0", "requests", "pyyaml"]
 # With what options of its commands need: TensorBoard, plots, rendering
 zoo = [*rl_zoo, "tensorboard", "matplotlib", "gymnasium[classic-control,mujoco]"]
-docs = ["sphinx", "furo", "myst-parser"]
+docs = ["sphinx", "furo", "myst-parser", "sphinx-copybutton"]
 
 
 def long_description() -> str:
-    """README without images and links whose paths are relative: they lead nowhere outside of the repository."""
+    """README without relative images, their captions, and relative links: they lead nowhere outside of the repository."""
     target = r"\((?!https?://)[^)]*\)"
-    text = re.sub(rf"!\[[^\]]*\]{target}\n*", "", (root / "README.md").read_text())
+    text = re.sub(rf"!\[[^\]]*\]{target}\n+(\*[^*]+\*\n+)?", "", (root / "README.md").read_text())
     return re.sub(rf"\[([^\]]+)\]{target}", r"\1", text)
 
 

@@ -28,6 +28,21 @@ ALGORITHMS: dict[str, type[PPO]] = {"agdppo": AGDPPO, "ppo": PPO}
 COLOURS = {"agdppo": "#0072B2", "ppo": "#D55E00"}
 
 
+def make_agent(name: str, env_id: str, seed: int) -> PPO:
+    """
+    :param name: Name of the algorithm
+    :param env_id: Name of the task
+    :param seed: Seed of the agent and of its environment
+    :return: An untrained agent with the shipped settings
+    """
+    settings = load_settings(name, env_id)
+    if callable(settings.get("synthetic_ratio")):
+        # Imagination fades out over the long runs that the settings are for: a short one would lose it too early
+        settings["synthetic_ratio"] = settings["synthetic_ratio"](1.0)
+    env = make_environment(env_id, settings, seed)
+    return ALGORITHMS[name](env=env, seed=seed, device="cpu", **algorithm_arguments(settings))
+
+
 def train(name: str, arguments: argparse.Namespace, folder: Path) -> pd.DataFrame:
     """
     Train one algorithm and evaluate it on the way.
@@ -37,12 +52,7 @@ def train(name: str, arguments: argparse.Namespace, folder: Path) -> pd.DataFram
     :param folder: Where to leave the model and the evaluations
     :return: One row per evaluation
     """
-    settings = load_settings(name, arguments.env)
-    if callable(settings.get("synthetic_ratio")):
-        # Imagination fades out over the long runs that the settings are for: a short one would lose it too early
-        settings["synthetic_ratio"] = settings["synthetic_ratio"](1.0)
-    env = make_environment(arguments.env, settings, arguments.seed)
-    model = ALGORITHMS[name](env=env, seed=arguments.seed, device="cpu", **algorithm_arguments(settings))
+    model = make_agent(name, arguments.env, arguments.seed)
     (folder / name).mkdir(exist_ok=True)
     file = folder / f"{name}.csv"
     evaluation = TimedEvaluation(arguments.env, arguments.seed, arguments.eval_freq, arguments.eval_episodes, file)

@@ -10,10 +10,13 @@ project = "sb3_agd"
 author = "The sb3_agd authors"
 release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+# Not sphinx.ext.intersphinx: it fetches the inventories of other projects, and pages are built without network
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 # Links such as page.md#section
 myst_heading_anchors = 3
+# Formulas between dollar signs
+myst_enable_extensions = ["dollarmath"]
 
 # Types stand in the signatures only
 autodoc_typehints = "description"

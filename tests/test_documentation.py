@@ -3,7 +3,7 @@ The code, the commands and the names in README.md and docs/*.md, and the experim
 
 - Python blocks run, those of a page one after the other in one namespace, with short trainings.
 - Commands are parsed by the command's own parser. As written, they would take hours, a screen or a cluster.
-- Those of RL-Zoo in the README also run at small size, one after the other in one folder, and so does
+- Those of RL-Zoo in docs/rl_zoo.md also run at small size, one after the other in one folder, and so does
   `benchmarks.compare`. What is left out there (tuning, videos, the last plot, suites, Ray) runs at small size in
   the tests of these folders, and the examples in test_examples.py.
 - Commands of pip and make are not run, since they would build an environment: extras, files and targets must exist.
@@ -20,6 +20,7 @@ import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from test_structure import ROOMS
 
 import sb3_agd
 from benchmarks.suite import Suite
+from sb3_agd.imagination import Settings
 from sb3_agd.zoo.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +118,14 @@ def test_api_page_documents_all_public_names() -> None:
     documented = re.findall(r"^\.\. auto\w+:: ([\w.]+)$", "".join(page.read_text() for page in PAGES), re.MULTILINE)
     names = {name.rpartition(".")[2] for name in documented}
     assert set(sb3_agd.__all__) - names == {"__version__"}
+
+
+def test_table_of_settings_has_all_of_them_with_their_defaults() -> None:
+    text = (ROOT / "docs" / "agdppo.md").read_text()
+    table = text[text.index("| argument | default |") :].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", table, re.MULTILINE))
+    defaults = {name: ast.literal_eval(default.strip("`").replace(",", "")) for name, default in rows.items()}
+    assert defaults == {each.name: each.default for each in fields(Settings)}
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +236,7 @@ def test_commands_are_valid(page: Path, monkeypatch: pytest.MonkeyPatch) -> None
                 raise AssertionError(f"{page.name} has a command that no test knows: {shlex.join(words)}")
 
 
-# Appended to the README's commands, in this order. The last of two equal options counts
+# Appended to the page's commands, in this order. The last of two equal options counts
 AGDPPO = "n_steps:32 batch_size:32 n_epochs:1 synthetic_ratio:1 horizon:2 world_model_warmup:0 world_model_gradient_steps:2"
 TRAIN = "-n 64 --eval-freq 32 --eval-episodes 1 --verbose 0 --device cpu"
 SESSION = [
@@ -244,7 +254,7 @@ def test_session_with_rl_zoo_runs(
 ) -> None:
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.chdir(tmp_path)
-    written = [shlex.join(words[1:]) for words in commands(ROOT / "README.md") if words[0] == "sb3-agd"]
+    written = [shlex.join(words[1:]) for words in commands(ROOT / "docs" / "rl_zoo.md") if words[0] == "sb3-agd"]
     for beginning, small in SESSION:
         (command,) = (command for command in written if command.startswith(beginning))
         command_line(*shlex.split(command), *shlex.split(small))

@@ -82,8 +82,12 @@ def test_the_description_has_no_path_into_the_repository(built: Built) -> None:
     targets = re.findall(r"\]\(([^)\s]*)", prose) + re.findall(r"\b(?:src|href)=\"?([^\"\s>]*)", prose)
     assert "https://arxiv.org/abs/2604.09035" in targets
     assert [target for target in targets if not target.startswith("https://")] == []
-    # Nothing else is lost
+    # Nothing else is lost but the captions of images
     readme = (ROOT / "README.md").read_text()
+    captions = re.findall(r"^!\[.*\n\n\*([^*]+)\*$", readme, re.MULTILINE)
+    assert captions and not any(caption in text for caption in captions)
+    lines = {line for line in readme.splitlines() if line.startswith("|")}
+    assert len(lines) > 4 and lines <= {*text.splitlines()}
     assert CODE.findall(text) == CODE.findall(readme)
     assert re.findall("^#+ .*", prose, re.MULTILINE) == re.findall("^#+ .*", CODE.sub("", readme), re.MULTILINE)
 

@@ -1,0 +1,149 @@
+"""What the README and some pages say, against the committed results."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy.stats import trim_mean
+
+from benchmarks.summary import NAMES, SUITES
+from sb3_agd.zoo.plots import REFERENCES
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+README = (ROOT / "README.md").read_text()
+PROSE = " ".join(README.split())
+TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Reacher-v5")
+LARGEST_ANIMATION = 3_000_000
+
+
+def runs(suite: str, variant: str, task: str) -> list[pd.DataFrame]:
+    """Evaluations of each run, read without the code that the summary is made by."""
+    return [pd.read_csv(file) for file in sorted((RESULTS / suite).glob(f"{variant}-{task}-*.csv"))]
+
+
+def last_returns(variant: str, task: str, *suites: str) -> np.ndarray:
+    """Return of each run at its end."""
+    return np.array([run.return_mean.iloc[-1] for suite in suites for run in runs(suite, variant, task)])
+
+
+def last_scores(variant: str, *suites: str, n_seeds: int | None = None) -> np.ndarray:
+    """Normalised score of each run on each task at its end, shape (tasks, runs)."""
+    return np.array([normalised(last_returns(variant, task, *suites)[:n_seeds], task) for task in TASKS])
+
+
+def normalised(returns: np.ndarray, task: str) -> np.ndarray:
+    """0 for a random policy, 1 for the published return of PPO."""
+    return (returns - REFERENCES[task].min) / (REFERENCES[task].max - REFERENCES[task].min)
+
+
+def probability_of_more(returns: np.ndarray, others: np.ndarray) -> float:
+    """Share of the pairs in which the first is higher."""
+    return float((returns[:, None] > others).mean())
+
+
+def test_it_is_read_in_a_minute() -> None:
+    assert len(README.split()) <= 1000
+    # An image of a badge would come from somebody else's server
+    assert [target for target in re.findall(r"!\[[^\]]*\]\(([^)]*)\)", README) if "://" in target] == []
+
+
+def test_its_links_lead_to_files() -> None:
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)]*)\)", README) if "://" not in target]
+    assert len(targets) > 10
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_its_animation_is_small_and_moves() -> None:
+    (file,) = re.findall(r"\((docs/images/[^)]*\.webp)\)", README)
+    assert (ROOT / file).stat().st_size < LARGEST_ANIMATION
+    with Image.open(ROOT / file) as animation:
+        n_frames = animation.n_frames
+        frames = []
+        for index in (0, n_frames // 2):
+            animation.seek(index)
+            frames.append(np.asarray(animation.convert("RGB"), dtype=int))
+    assert n_frames >= 50
+    # Both halves
+    assert all(np.abs(part).max() > 50 for part in np.split(frames[1] - frames[0], 2, axis=1))
+
+
+TABLE = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if line.startswith("|")]
+
+
+def test_its_table_is_that_of_the_summary() -> None:
+    assert (RESULTS / "summary.md").read_text() in README
+
+
+@pytest.mark.parametrize("row", TABLE[2:], ids=lambda row: row[0])
+def test_each_row_of_its_table_follows_from_the_runs(row: list[str]) -> None:
+    (variant,) = (variant for variant, name in NAMES.items() if name == row[0])
+    by_task = [[run for suite in SUITES for run in runs(suite, variant, task)] for task in TASKS]
+    cells = dict(zip(TABLE[0], row, strict=True))
+    for column in TABLE[0][1:4]:
+        step = int(column.removeprefix("score at ").replace(",", ""))
+        returns = [np.array([run.return_mean[run.timesteps >= step].iloc[0] for run in task]) for task in by_task]
+        score = trim_mean(np.concatenate([normalised(*pair) for pair in zip(returns, TASKS, strict=True)]), 0.25)
+        point, low, high = map(float, re.findall(r"[\d.]+", cells[column]))
+        assert point == pytest.approx(score, abs=0.0051)
+        assert low <= point <= high
+    seconds = [np.median([run.wall_seconds.iloc[-1] for run in task]) for task in by_task]
+    assert cells["minutes on one core"] == f"{np.mean(seconds) / 60:.0f}"
+    assert [cells["runs on each task"]] * len(TASKS) == [str(len(task)) for task in by_task]
+
+
+def test_its_table_and_figure_leave_out_no_algorithm_that_was_measured() -> None:
+    measured = {file.name.split("-")[0] for suite in SUITES for file in (RESULTS / suite).glob("*.csv")}
+    assert {row[0] for row in TABLE[2:]} == {name for variant, name in NAMES.items() if variant in measured}
+
+
+def test_its_comparison_with_ppo_and_sac_follows_from_the_runs() -> None:
+    ours = {task: last_returns("agdppo", task, *SUITES) for task in TASKS}
+    n_above = sum(int((returns > last_returns("ppo", task, *SUITES).max()).sum()) for task, returns in ours.items())
+    assert f"{n_above} of AGDPPO's {sum(map(len, ours.values()))} runs ended above each of PPO's" in PROSE
+    chances = {task: probability_of_more(returns, last_returns("sac", task, *SUITES)) for task, returns in ours.items()}
+    assert f"above one of SAC with a probability of {np.mean([*chances.values()]):.2f}." in PROSE
+    better = [[task for task in TASKS if (chances[task] > 0.5) == ahead] for ahead in (False, True)]
+    assert "SAC was better on {} and {}, AGDPPO on {} and {}".format(*better[0], *better[1]) in PROSE
+
+
+def test_its_cost_follows_from_the_runs() -> None:
+    median = {
+        variant: np.array([np.median([run.wall_seconds.iloc[-1] for run in runs(SUITES[0], variant, task)]) for task in TASKS])
+        for variant in ("agdppo", "ppo")
+    }
+    ratios = median["agdppo"] / median["ppo"]
+    same = json.loads((RESULTS / "speed-cpu-1.json").read_text())["AGDPPO's time per step to PPO's"]
+    cost = f"in {min(ratios):.0f} to {max(ratios):.0f} times the time of PPO with RL-Zoo's settings, or {same:.0f} times with"
+    assert cost in PROSE
+
+
+def test_its_failures_follow_from_the_runs() -> None:
+    means = []
+    for task in ("Swimmer-v5", "Ant-v5"):
+        ours, ppo = (last_returns(variant, task, "mujoco-unseen") for variant in ("agdppo", "ppo"))
+        assert len(ours) == 3 and ours.max() < ppo.min()
+        means.append(f"at {ours.mean():.0f} against {ppo.mean():.0f} on {task}")
+    assert f"in the mean {means[0]} and {means[1]}." in PROSE
+    guided, none = (last_scores(variant, SUITES[0], n_seeds=3).mean() for variant in ("agdppo", "agdppo_none"))
+    assert f'`guidance="none"` has a mean score of {none:.2f}, the default {guided:.2f}.' in PROSE
+    first, again = (last_scores("agdppo", suite).mean() for suite in SUITES)
+    assert (
+        f"first 20 runs have a mean score of {first:.2f}, the same repeated with other rounding errors {again:.2f}." in PROSE
+    )
+
+
+@pytest.mark.parametrize("suffix", ["", "_fall"])
+def test_the_pages_on_guidance_and_errors_follow_from_the_reports(suffix: str) -> None:
+    report = json.loads((RESULTS / f"imagination_halfcheetah{suffix}.json").read_text())
+    pages = [" ".join((ROOT / "docs" / f"{name}.md").read_text().split()) for name in ("measurements", "diagnostics")]
+    for kind in ("claimed", "replayed", "monte_carlo"):
+        gain = report["advantages"][kind]
+        assert f"{gain['gain']:.2f} ± {gain['standard_error']:.2f}" in pages[0]
+    errors = report["errors"]["states"]["unguided"]
+    between = " and " if suffix == "" else " after one step and "
+    assert f"{errors[0]:.2f}{between}{errors[-1]:.2f}" in pages[1]
