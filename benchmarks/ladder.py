@@ -103,7 +103,7 @@ class Run:
         return {
             **{name: getattr(self, name) for name in ("arm", "task", "seed", "steps", "eval_freq", "eval_episodes")},
             "scale": RATIO // arm.ratio,
-            "settings": read_settings("agdppo")[self.task] | {"synthetic_ratio": RATIO} | arm.settings,
+            "settings": read_settings("agdppo.yml")[self.task] | {"synthetic_ratio": RATIO} | arm.settings,
         }
 
     def is_finished(self) -> bool:

@@ -66,7 +66,7 @@ class Results:
         self.suite = suite
         self.timesteps = np.arange(1, suite.steps // suite.eval_freq + 1) * suite.eval_freq
         self.records: dict[str, list[dict]] = {}
-        tables = []
+        tables, gains = [], []
         for run in suite.runs():
             record = run.saved(folder)
             if record is None:
@@ -74,11 +74,15 @@ class Results:
             self.records.setdefault(run.name, []).append(record)
             table = pd.read_csv(folder / f"{run}.csv").iloc[: len(self.timesteps)]
             tables.append(table.assign(variant=run.name, task=run.task, seed=run.seed))
+            measured = folder / f"{run}.gains.csv"
+            if measured.is_file():
+                gains.append(pd.read_csv(measured).assign(variant=run.name, task=run.task, seed=run.seed))
         if not tables:
             raise ValueError(
                 f"No run of {suite.name} with the present settings is finished: python -m benchmarks.run {suite.name}"
             )
         self.evaluations = pd.concat(tables, ignore_index=True)
+        self.gains = pd.concat(gains, ignore_index=True) if gains else pd.DataFrame()
         references = {score.env_id: score for score in REFERENCE_SCORES}
         self.normalised = set(suite.tasks) <= set(references)
         low = self.evaluations.task.map(lambda task: references[task].min if self.normalised else 0)
@@ -385,12 +389,30 @@ def markdown(results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]])
         table = task_table(results, task)
         if not table.empty:
             lines += [f"### {task}", to_markdown(table)]
+    if not results.gains.empty:
+        lines += [
+            "## What guidance does",
+            "Means over the measurements in training, see `GuidanceGainCallback`: how far guidance moves segments, how far "
+            "guided and unguided ones are from the simulator after the same actions (standard deviations of the data), and by "
+            "how much guidance raises the advantage of segments, claimed and true (standard deviations of the one-step "
+            "advantage).",
+            to_markdown(gain_table(results.gains)),
+        ]
     lines += [
         "## Where the runs come from",
         "The JSON file of each run holds all of its settings and versions.",
         to_markdown(provenance_table(results)),
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def gain_table(gains: pd.DataFrame) -> pd.DataFrame:
+    """
+    :param gains: Measurements of all runs
+    :return: Mean of each figure, one row per task and variant
+    """
+    means = gains.drop(columns=["timesteps", "seed"]).groupby(["task", "variant"], sort=False).mean()
+    return means.map(lambda value: f"{value:.3g}").reset_index().rename(columns=lambda name: name.replace("_", " "))
 
 
 def to_markdown(table: pd.DataFrame) -> str:

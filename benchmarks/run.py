@@ -56,6 +56,7 @@ class Outcome:
     :param commit: Commit of the code that ran
     :param machine: Description of the machine it ran on
     :param versions: Versions of the packages it ran with
+    :param gains: Content of the CSV file about guidance, ``None`` if there is none
     """
 
     evaluations: str | None
@@ -64,6 +65,7 @@ class Outcome:
     commit: str
     machine: dict[str, Any]
     versions: dict[str, str]
+    gains: str | None = None
 
 
 # Runs with their outcomes; whoever closes it ends what still runs
@@ -118,10 +120,15 @@ def execute(run: Run) -> Outcome:
             "eval_episodes": suite.eval_episodes,
             "file": str(evaluations),
         }
-        settings = {**run.variant.settings, "callback": [{"benchmarks.evaluation.TimedEvaluation": evaluation}]}
+        callbacks: list[dict[str, Any]] = [{"benchmarks.evaluation.TimedEvaluation": evaluation}]
+        gains = Path(folder) / "gains.csv"
+        if suite.gain_every > 0 and run.variant.algorithm == "agdppo":
+            gain = {"env_id": run.task, "every_n_rollouts": suite.gain_every, "file": str(gains)}
+            callbacks.append({"benchmarks.guidance_gain.RecordedGain": gain})
+        settings = {**run.variant.settings, "callback": callbacks}
         command = [sys.executable, "-m", "sb3_agd", "train", "--algo", run.variant.algorithm, "--env", run.task]
-        command += ["--seed", str(run.seed), "--n-timesteps", str(suite.steps), "--eval-freq", "-1", "--device", "cpu"]
-        command += ["--log-folder", folder, "--num-threads", "1", "--log-interval", "1000000"]
+        command += ["--seed", str(run.seed), "--n-timesteps", str(suite.steps), "--eval-freq", "-1", "--device", suite.device]
+        command += ["-conf", run.variant.source, "--log-folder", folder, "--num-threads", "1", "--log-interval", "1000000"]
         command += ["--hyperparams", *(f"{name}:{value!r}" for name, value in settings.items())]
         code, start = commit(), time.perf_counter()
         # A group of its own: an interruption of the suite is dealt with here and not by the zoo, which would save the
@@ -142,7 +149,7 @@ def execute(run: Run) -> Outcome:
             end(process)
             RUNNING.discard(process)
         finished = process.returncode == 0 and evaluations.is_file()
-        content = evaluations.read_text() if finished else None
+        content, gained = (file.read_text() if finished and file.is_file() else None for file in (evaluations, gains))
     return Outcome(
         content,
         log,
@@ -150,6 +157,7 @@ def execute(run: Run) -> Outcome:
         code,
         {"processor": processor(), "cpu_count": os.cpu_count(), "system": platform.system()},
         {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        gained,
     )
 
 
@@ -240,9 +248,11 @@ def save(run: Run, outcome: Outcome, results: Path) -> str:
     }
     # Without its record, a run does not count as finished: the old one goes first, the new one comes last
     (results / f"{run}.json").unlink(missing_ok=True)
-    for content, suffix in ((outcome.evaluations, "csv"), (json.dumps(record, indent=2) + "\n", "json")):
-        with replaced_file(results / f"{run}.{suffix}", suffix) as file:
-            file.write(content.encode())
+    files = {"gains.csv": outcome.gains, "csv": outcome.evaluations, "json": json.dumps(record, indent=2) + "\n"}
+    for suffix, content in files.items():
+        if content is not None:
+            with replaced_file(results / f"{run}.{suffix}", suffix) as file:
+                file.write(content.encode())
     return outcome.evaluations.splitlines()[-1]
 
 

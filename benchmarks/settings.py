@@ -8,20 +8,23 @@ import yaml
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_agd.zoo.experiment_manager import HYPERPARAMS, AGDExperimentManager
+from sb3_agd.zoo.experiment_manager import HYPERPARAMS, AGDExperimentManager, split_config
 
 # What the training environment is made of, as opposed to the arguments of the algorithm
 ENVIRONMENT_KEYS = ("normalize", "n_envs", "n_timesteps")
 
 
 @cache
-def read_settings(algorithm: str) -> dict[str, dict[str, Any]]:
+def read_settings(config: str) -> dict[str, dict[str, Any]]:
     """
-    :param algorithm: Name of a file in ``hyperparams/``, without its ending
-    :return: Its content, by task; not to be changed
+    :param config: Name of a file in ``hyperparams/``, or ``FILE.yml:ENTRY`` for one of several sets of settings in it
+    :return: Settings by task; not to be changed
     :raises FileNotFoundError: If there is no such file
+    :raises KeyError: If it has no such entry
     """
-    return yaml.safe_load((HYPERPARAMS / f"{algorithm}.yml").read_text())
+    file, entry = split_config(config)
+    content = yaml.safe_load((HYPERPARAMS / file).read_text())
+    return content if entry is None else content[entry]
 
 
 def load_settings(algorithm: str, env_id: str) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def load_settings(algorithm: str, env_id: str) -> dict[str, Any]:
     :return: Settings of the algorithm on the task
     :raises SystemExit: If there are none
     """
-    settings = read_settings(algorithm)
+    settings = read_settings(f"{algorithm}.yml")
     if env_id not in settings:
         raise SystemExit(f"{algorithm}.yml has no settings for {env_id}, only for {', '.join(settings)}")
     chosen = dict(settings[env_id])

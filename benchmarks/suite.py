@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 from rl_zoo3 import ALGOS
 
-from benchmarks.settings import ENVIRONMENT_KEYS, HYPERPARAMS, read_settings
+from benchmarks.settings import ENVIRONMENT_KEYS, read_settings
 from sb3_agd.zoo import register
 
 FOLDER = Path(__file__).parent
@@ -33,11 +33,19 @@ class Variant:
     :param algorithm: RL-Zoo's name of the algorithm
     :param n_seeds: Number of runs on each task
     :param settings: What differs from the settings in ``hyperparams/``
+    :param config: File in ``hyperparams/``, or ``FILE.yml:ENTRY`` for one of several sets of settings in it; by default the
+        file of the algorithm
     """
 
     algorithm: str
     n_seeds: int
     settings: dict[str, Any] = field(default_factory=dict)
+    config: str = ""
+
+    @property
+    def source(self) -> str:
+        """Where the settings are, as ``-conf`` of the command takes it."""
+        return self.config or f"{self.algorithm}.yml"
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Run:
             for name, parameter in inspect.signature(ALGOS[self.variant.algorithm]).parameters.items()
             if parameter.default is not parameter.empty
         }
-        settings = defaults | read_settings(self.variant.algorithm)[self.task] | self.variant.settings
+        settings = defaults | read_settings(self.variant.source)[self.task] | self.variant.settings
         relevant = {name: value for name, value in sorted(settings.items()) if name not in IRRELEVANT}
         # Classes among the defaults have no other form in JSON than their names
         return json.loads(json.dumps(relevant, default=str))
@@ -106,6 +114,8 @@ class Suite:
     :param first_seed: The seeds are this one and those that follow
     :param tasks: Names of the environments
     :param variants: What to compare, by name
+    :param device: Device of the training, ``"auto"`` for a GPU if there is one
+    :param gain_every: Rollouts between measurements of what guidance does, see :class:`RecordedGain`; 0 for none
     """
 
     name: str
@@ -115,6 +125,8 @@ class Suite:
     first_seed: int
     tasks: list[str]
     variants: dict[str, Variant]
+    device: str = "cpu"
+    gain_every: int = 0
 
     @classmethod
     def load(cls, suite: str) -> "Suite":
@@ -137,16 +149,19 @@ class Suite:
         except (TypeError, KeyError, AttributeError, FileNotFoundError, yaml.YAMLError) as error:
             raise ValueError(f"{file} is not a suite: {error}") from error
         for name, variant in variants.items():
-            settings = HYPERPARAMS / f"{variant.algorithm}.yml"
-            if variant.algorithm not in ALGOS or not settings.is_file():
-                raise ValueError(f"{file}: variant {name!r} has no settings file {settings.name}, or no such algorithm")
-            allowed = set(inspect.signature(ALGOS[variant.algorithm]).parameters) | (set(ENVIRONMENT_KEYS) - IRRELEVANT)
-            unknown = set(variant.settings) - allowed
-            if unknown:
-                raise ValueError(f"{file}: variant {name!r} has unknown settings {', '.join(sorted(unknown))}")
-            missing = set(loaded.tasks) - set(read_settings(variant.algorithm))
+            try:
+                tuned = read_settings(variant.source)
+                parameters = inspect.signature(ALGOS[variant.algorithm]).parameters
+            except (KeyError, FileNotFoundError):
+                raise ValueError(f"{file}: variant {name!r} has no settings {variant.source}, or no such algorithm") from None
+            missing = set(loaded.tasks) - set(tuned)
             if missing:
-                raise ValueError(f"{settings.name} has no settings for {', '.join(sorted(missing))}")
+                raise ValueError(f"{variant.source} has no settings for {', '.join(sorted(missing))}")
+            given = set(variant.settings).union(*(tuned[task] for task in loaded.tasks))
+            unknown = given - set(parameters) - set(ENVIRONMENT_KEYS)
+            if unknown or not set(variant.settings).isdisjoint(IRRELEVANT):
+                names = sorted(unknown | (set(variant.settings) & IRRELEVANT))
+                raise ValueError(f"{file}: variant {name!r} has unknown settings {', '.join(names)}")
         return loaded
 
     def runs(self) -> list[Run]:

@@ -22,8 +22,8 @@ from stable_baselines3 import PPO
 
 from sb3_agd import DiffusionWorldModel
 from sb3_agd.experience.replay_buffer import ReplayBuffer
+from sb3_agd.experience.segment_errors import segment_errors
 from sb3_agd.experience.segment_source import ReplaySegmentSource
-from sb3_agd.imagination.segment_errors import segment_errors
 
 N_TURNS = 10
 TURN_STEPS = 2_000

@@ -2,6 +2,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
+
 if TYPE_CHECKING:
     from sb3_agd.agdppo import (
         AGDPPO,
@@ -33,6 +35,9 @@ __all__ = [
     "__version__",
     "imagination_report",
 ]
+
+# Imported when an environment is made
+gym.register("NoisyPendulum-v0", entry_point="sb3_agd.replication.noisy_pendulum:NoisyPendulumEnv", max_episode_steps=200)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,9 +8,9 @@ import pytest
 import torch as th
 from torch import nn
 
+from sb3_agd.experience.segment_errors import segment_errors
 from sb3_agd.imagination import Critic, Guide
 from sb3_agd.imagination.guides import GUIDES
-from sb3_agd.imagination.segment_errors import segment_errors
 from sb3_agd.world_model import DiffusionWorldModel, Segments
 from sb3_agd.world_model.samplers import SAMPLERS
 from sb3_agd.world_model.schedules import Schedule

@@ -21,7 +21,7 @@ from sb3_agd.agdppo.imagination_mixin import ImaginationMixin
 from sb3_agd.agdppo.rollout_buffer import AugmentedDictRolloutBuffer, AugmentedRolloutBuffer
 from sb3_agd.checkpoint.resumable_ppo import ResumablePPO, as_callback
 from sb3_agd.experience.space_codecs import make_codec
-from sb3_agd.imagination import Guide, Imagination, ImaginationState, Settings
+from sb3_agd.imagination import ActionSampler, Guide, Imagination, ImaginationState, Settings
 from sb3_agd.world_model.termination import TerminationFn
 
 SelfAGDPPO = TypeVar("SelfAGDPPO", bound="AGDPPO")
@@ -125,6 +125,9 @@ class AGDPPO(ImaginationMixin, ResumablePPO):
         world_model_kwargs: dict[str, Any] | None = Settings.world_model_kwargs,
         termination_fn: TerminationFn | None = Settings.termination_fn,
         real_steps_per_update: int = Settings.real_steps_per_update,
+        policy_data: str = Settings.policy_data,
+        action_sampler: ActionSampler | None = Settings.action_sampler,
+        start_states: str = Settings.start_states,
         _init_setup_model: bool = True,
     ):
         # First of all, while the arguments are the only local variables
@@ -187,8 +190,9 @@ class AGDPPO(ImaginationMixin, ResumablePPO):
         return super()._init_callback(CallbackList(callbacks if bar is None else [*callbacks, bar]))
 
     def train(self) -> None:
-        """Update the policy, after a long rollout in several rounds."""
-        super().train()
+        """Update the policy, after a long rollout in several rounds. With ``policy_data="imagined"``, not without any."""
+        if self._guidance_callback is None or self._guidance_callback.has_policy_data:
+            super().train()
         if self._guidance_callback is not None:
             for _ in self._guidance_callback.further_rounds():
                 super().train()

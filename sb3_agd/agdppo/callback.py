@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,8 @@ from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.saved_callback import SavedCallback
 from sb3_agd.agdppo.training_log import TrainingLog, shown_progress
 from sb3_agd.checkpoint.resume import check_sees_each_step, discard_stale_replies
-from sb3_agd.imagination import Guide, randomness
+from sb3_agd.experience import randomness
+from sb3_agd.imagination import ActionSampler, Guide
 from sb3_agd.imagination.imagination import Imagination
 from sb3_agd.imagination.settings import Guidance, Settings
 from sb3_agd.world_model.termination import TerminationFn
@@ -67,6 +68,9 @@ class GuidanceCallback(SavedCallback):
         world_model_kwargs: dict[str, Any] | None = Settings.world_model_kwargs,
         termination_fn: TerminationFn | None = Settings.termination_fn,
         real_steps_per_update: int = Settings.real_steps_per_update,
+        policy_data: str = Settings.policy_data,
+        action_sampler: ActionSampler | None = Settings.action_sampler,
+        start_states: str = Settings.start_states,
         verbose: int = 0,
     ):
         # First of all, while the arguments are the only local variables
@@ -137,7 +141,7 @@ class GuidanceCallback(SavedCallback):
         self._is_training = True
         if has_begun:
             imagination.recorder.close_episodes()
-        if 2 * self._n_real < self.settings.real_steps_per_update and self.settings.synthetic_ratio != 0:
+        if self.settings.update_interval(self._n_real) > self._n_real and self.settings.synthetic_ratio != 0:
             self._log.warn_once(
                 "short rollouts",
                 f"Rollouts have {self._n_real} transitions, and imagination takes place once per `real_steps_per_update`, "
@@ -151,7 +155,7 @@ class GuidanceCallback(SavedCallback):
             self._log.warn_once(
                 "warm-up",
                 f"Training ended after {self.num_timesteps} steps, before imagination began (`world_model_warmup`, "
-                f"{self.settings.world_model_warmup}): all policy updates had real transitions only",
+                f"{self.settings.world_model_warmup}): no policy update had imagined transitions",
             )
 
     def _on_rollout_start(self) -> None:
@@ -172,6 +176,7 @@ class GuidanceCallback(SavedCallback):
         settings = Settings.of(self._owner)
         if self.imagination is not None:
             self.imagination.settings.check_successor(settings)
+            self.imagination.settings = settings
         self.settings = settings
 
     def _on_rollout_end(self) -> None:
@@ -200,6 +205,11 @@ class GuidanceCallback(SavedCallback):
             yield from itertools.takewhile(self._begin_round, range(1, self.n_rounds))
 
     @property
+    def has_policy_data(self) -> bool:
+        """Whether the rollout buffer holds what the policy is to learn from."""
+        return self.settings.policy_data == "mixed" or self._buffer.n_imagined > 0
+
+    @property
     def n_rounds(self) -> int:
         """Number of rounds that the algorithm updates the policy in after each rollout."""
         if not self._has_rounds:
@@ -209,12 +219,15 @@ class GuidanceCallback(SavedCallback):
     def _begin_round(self, number: int) -> bool:
         """
         :param number: Number of a round after the first
-        :return: Whether the policy is finite. If not, its next real step ends with an error, as with PPO
+        :return: Whether there is something to learn from and the policy is finite. If it is not, its next real step ends with
+            an error, as with PPO
         """
         assert self.imagination is not None
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.policy.parameters()):
             return False
         is_usable = self._make_usable(self.imagination)
+        if not is_usable and self.settings.policy_data == "imagined":
+            return False
         self._refresh(self.imagination)
         if is_usable:
             self._augment(self.imagination, number)
@@ -248,19 +261,14 @@ class GuidanceCallback(SavedCallback):
 
     @property
     def _is_due(self) -> bool:
-        """
-        Whether imagination is due: after each rollout of at least half of ``real_steps_per_update`` transitions. Of shorter
-        ones, only after those that complete another ``real_steps_per_update`` steps.
-        """
-        interval = self.settings.real_steps_per_update
-        if 2 * self._n_real >= interval:
-            return True
+        """Whether the newest rollout has completed another interval of :meth:`Settings.update_interval`."""
+        interval = self.settings.update_interval(self._n_real)
         return self.num_timesteps // interval > (self.num_timesteps - self._n_real) // interval
 
     @property
     def _synthetic_ratio(self) -> float:
         """Present number of imagined transitions per real one."""
-        return self.settings.synthetic_ratio_at(self._progress_remaining)
+        return self.settings.scheduled("synthetic_ratio", self._progress_remaining)
 
     @property
     def _n_imagined(self) -> int:
@@ -272,8 +280,7 @@ class GuidanceCallback(SavedCallback):
         :param imagination: World model and data
         :return: Present guidance, scaled by the explained variance of the critic
         """
-        guidance = self.settings.guidance_at(self._progress_remaining)
-        return replace(guidance, scale=imagination.effective_guidance_scale(guidance.scale))
+        return imagination.effective_guidance(self.settings.guidance_at(self._progress_remaining))
 
     def _make_usable(self, imagination: Imagination) -> bool:
         """
@@ -300,6 +307,8 @@ class GuidanceCallback(SavedCallback):
         # Up to rounding errors, the lowest number that is enough
         share = self.settings.real_data_ratio
         n_repeats = max(1, math.ceil(self._synthetic_ratio * share / (1 - share) - 1e-9))
+        if self.settings.policy_data == "imagined":
+            n_repeats = 0
         with self._log.timed("imagine"):
             rows, masked = imagination.imagine_rows(self._guidance(imagination), self._n_imagined)
         self._buffer.augment(rows, imagination.state.rng, n_repeats, number, self.n_rounds)
@@ -365,7 +374,7 @@ class GuidanceCallback(SavedCallback):
         """
         settings, first = self.settings, not self.world_model.is_trained
         gradient_steps = settings.world_model_gradient_steps * (WARMUP_FITS if first else 1)
-        learning_rate = settings.world_model_learning_rate_at(self._progress_remaining)
+        learning_rate = settings.scheduled("world_model_learning_rate", self._progress_remaining)
         with self._log.timed("fit"), shown_progress(self._progress_bar, gradient_steps if first else 0) as on_update:
             try:
                 losses = imagination.fit(gradient_steps, settings.world_model_batch_size, learning_rate, on_update)

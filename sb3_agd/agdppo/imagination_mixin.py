@@ -9,8 +9,8 @@ from stable_baselines3.common.save_util import open_path
 
 from sb3_agd.checkpoint.save_util import replaced_file
 from sb3_agd.experience.replay_buffer import ReplayBuffer
+from sb3_agd.experience.user_inputs import batched, encoded_actions
 from sb3_agd.imagination import Guide, Imagination, Settings
-from sb3_agd.imagination.inputs import batched, encoded_actions
 from sb3_agd.world_model import DiffusionWorldModel, Segments
 
 

@@ -18,9 +18,20 @@ class AugmentedRolloutBuffer(RolloutBuffer):
     """
     SB3's rollout buffer plus imagined rows, which join the minibatches and are dropped with the next rollout.
     All the buffer's own arrays stay real. Without imagined rows it is SB3's buffer, random stream included.
+
+    :param buffer_size: See SB3's rollout buffer, as for all arguments but the last one
+    :param observation_space: Observation space
+    :param bound_values: Whether values and their targets are kept within the range that real rewards make attainable. Switched
+        off with ``rollout_buffer_kwargs={"bound_values": False}``, as in the paper
+    :raises ValueError: If an argument is invalid
     """
 
-    def __init__(self, buffer_size: int, observation_space: spaces.Space, *args: Any, **kwargs: Any):
+    def __init__(
+        self, buffer_size: int, observation_space: spaces.Space, *args: Any, bound_values: bool = True, **kwargs: Any
+    ):
+        if not isinstance(bound_values, bool):
+            raise ValueError(f"`bound_values` in `rollout_buffer_kwargs` must be True or False, not {bound_values!r}")
+        self.bound_values = bound_values
         if isinstance(observation_space, spaces.Dict) and not isinstance(self, DictRolloutBuffer):
             raise ValueError("Dict observations need `AugmentedDictRolloutBuffer` as `rollout_buffer_class`")
         super().__init__(buffer_size, observation_space, *args, **kwargs)
@@ -52,7 +63,7 @@ class AugmentedRolloutBuffer(RolloutBuffer):
             policy sees and gives them, old values and log-probabilities by the current policy, advantages and
             returns in the critic's units
         :param rng: Shuffles real and imagined rows; private, so that imagination does not disturb the global stream
-        :param n_repeats: How often each real row comes, so that it is not lost among the imagined ones
+        :param n_repeats: How often each real row comes, so that it is not lost among the imagined ones; 0 to leave them out
         :param part: Which part of the real rows comes with them, from 0
         :param n_parts: Number of parts that the real rows are divided into, at random
         """

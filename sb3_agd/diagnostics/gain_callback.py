@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 
 import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback
@@ -11,6 +10,7 @@ from sb3_agd.agdppo import AGDPPO
 from sb3_agd.checkpoint.random_streams import untouched_global_streams
 from sb3_agd.checkpoint.resume import check_sees_each_step
 from sb3_agd.diagnostics.evaluator import Evaluator
+from sb3_agd.experience.segment_errors import segment_errors
 from sb3_agd.imagination import NO_GUIDANCE
 from sb3_agd.world_model.validation import check_integer
 
@@ -25,7 +25,9 @@ class GuidanceGainCallback(BaseCallback):
     Log by how much guidance raises the advantage of segments: ``agd/claimed_gain`` as the world model imagines the segments,
     ``agd/true_gain`` as they are after the same actions in a real environment. Both are judged by the present critic, in
     standard deviations of the one-step advantage, before the policy update. Where ``agd/true_gain`` is much lower, guidance
-    exploits errors of the world model.
+    exploits errors of the world model. ``agd/guided_error`` and ``agd/unguided_error`` say how far imagined states are from
+    those of the real environment after the same actions, with and without guidance: root mean squares in standard deviations
+    of the data. ``agd/guidance_distance`` is how far guidance has moved these segments (``guidance_mode="gradient"``).
 
     Training is the same bit for bit with and without this callback. Each measurement takes about
     ``n_starts * (25 + 9 * horizon)`` steps of the environment.
@@ -84,19 +86,25 @@ class GuidanceGainCallback(BaseCallback):
         assert evaluator is not None
         # As in this rollout: SB3 updates its own figure later
         progress_remaining = max(0.0, 1.0 - model.num_timesteps / model._total_timesteps)
-        guidance = model.settings.guidance_at(progress_remaining)
-        guidance = replace(guidance, scale=model.imagination.effective_guidance_scale(guidance.scale))
+        guidance = model.imagination.effective_guidance(model.settings.guidance_at(progress_remaining))
         if not (guidance.selects or guidance.moves):
             return
         # Other start states in each rollout, but the same after a resumption
         evaluator.set_seed(model.num_timesteps)
         start_states = evaluator.collect_start_states(self.n_starts)
-        guided, unguided = (evaluator.evaluate(start_states, used) for used in (guidance, NO_GUIDANCE))
+        guided = evaluator.evaluate(start_states, guidance)
+        distance = model.world_model.guidance_norm
+        unguided = evaluator.evaluate(start_states, NO_GUIDANCE)
         self.logger.record("agd/claimed_gain", (guided.claimed.mean() - unguided.claimed.mean()).item())
+        self.logger.record("agd/guidance_distance", distance)
         if guided.replayed is None or unguided.replayed is None:
             warnings.warn(f"GuidanceGainCallback: {NOT_RESTORABLE}", stacklevel=2)
             return
         self.logger.record("agd/true_gain", (guided.replayed.mean() - unguided.replayed.mean()).item())
+        for name, outcome in (("guided", guided), ("unguided", unguided)):
+            assert outcome.real is not None
+            errors = segment_errors(model.world_model, outcome.imagined, outcome.real)["states"]
+            self.logger.record(f"agd/{name}_error", errors.square().nanmean().sqrt().item())
 
     def _on_training_end(self) -> None:
         if self.evaluator is not None:

@@ -14,8 +14,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from sb3_agd.agdppo.imagination_mixin import ImaginationMixin
 from sb3_agd.checkpoint.poses import Scene
 from sb3_agd.experience.space_codecs import DictCodec, SpaceCodec
+from sb3_agd.experience.user_inputs import batched, checked_vectors
 from sb3_agd.experience.vec_envs import innermost
-from sb3_agd.imagination.inputs import RECENT_ROWS, batched, checked_vectors
+from sb3_agd.imagination.start_states import RECENT_ROWS
 from sb3_agd.world_model.validation import check_integer
 
 # A number leaves the observed range if it differs by more than this share of its magnitude, some roundings in single precision

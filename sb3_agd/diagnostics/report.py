@@ -5,7 +5,6 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from sb3_agd.diagnostics.evaluator import Evaluator, Outcome, StartStates
 from sb3_agd.diagnostics.figures import plot_advantages, plot_dimensions, plot_errors
 from sb3_agd.diagnostics.progress import track
 from sb3_agd.diagnostics.video import film
+from sb3_agd.experience.segment_errors import segment_errors
 from sb3_agd.imagination import NO_GUIDANCE, Guidance, Guide
-from sb3_agd.imagination.segment_errors import segment_errors
 from sb3_agd.world_model import Segments
 
 GUIDED, UNGUIDED = "guided", "unguided"
@@ -64,7 +63,7 @@ def imagination_report(
     model.imagination.check_trained()
     chosen = model.settings.guidance_at(max(0.0, model._current_progress_remaining), guidance, guidance_scale)
     if guidance_scale is None:
-        chosen = replace(chosen, scale=model.imagination.effective_guidance_scale(chosen.scale))
+        chosen = model.imagination.effective_guidance(chosen)
     evaluator = Evaluator(model, make_env, seed, progress_bar)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,14 @@ model moves its denoised segments along the gradient of ``J``, as far as it leav
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch as th
 from torch.nn import functional as F
 
+from sb3_agd.world_model.segment_denoiser import GUIDANCE_WEIGHTS
 from sb3_agd.world_model.segments import Segments
+from sb3_agd.world_model.validation import check_choice
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,35 @@ class Critic:
 class Guide(ABC):
     """
     Base of all guides. For a guide of your own, define :meth:`objective` and pass an instance as ``guidance``.
+
+    The arguments are for comparisons with the paper, and attributes as well. With their defaults, an instance guides like the
+    name of the guide.
+
+    :param weight: What the gradient is multiplied by, with ``guidance_mode="gradient"``: ``"calibrated"``, the covariance that
+        the denoiser leaves, or ``"sigma4"``, the fourth power of the posterior standard deviation of each step of the sampler,
+        as in the paper's public code
+    :param last_state: Whether the gradient moves the last state of a segment, too. In the paper's public code it does not
+    :param critic_trust: Whether the scale is multiplied by the explained variance of the critic
+    :param advantage_scaling: Whether advantages are in standard deviations of the real ones rather than in the critic's units
+    :raises ValueError: If an argument is invalid
     """
+
+    # Those of a subclass with a constructor of its own
+    weight: str = "calibrated"
+    last_state: bool = True
+    critic_trust: bool = True
+    advantage_scaling: bool = True
+
+    def __init__(
+        self, weight: str = "calibrated", last_state: bool = True, critic_trust: bool = True, advantage_scaling: bool = True
+    ):
+        check_choice("weight", weight, GUIDANCE_WEIGHTS)
+        self.weight = weight
+        flags = {"last_state": last_state, "critic_trust": critic_trust, "advantage_scaling": advantage_scaling}
+        for name, value in flags.items():
+            if not isinstance(value, bool):
+                raise ValueError(f"`{name}` must be True or False, not {value!r}")
+            setattr(self, name, value)
 
     @abstractmethod
     def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
@@ -67,13 +97,18 @@ class Guide(ABC):
 
     def checked_objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
         """
-        :meth:`objective`, as floating-point numbers.
+        :meth:`objective` with the switches of the guide, as floating-point numbers.
 
         :param segments: See there
         :param critic: The agent's critic
         :return: Shape (B,)
         :raises ValueError: If it has another shape
         """
+        if not self.last_state:
+            states = segments.observations
+            segments = replace(segments, observations=th.cat([states[:, :-1], states[:, -1:].detach()], dim=1))
+        if not self.advantage_scaling:
+            critic = replace(critic, advantage_std=1.0)
         objectives = self.objective(segments, critic)
         if objectives.shape != (len(segments),):
             raise ValueError(
@@ -109,6 +144,9 @@ class RewardGuide(Guide):
     """
     Guidance by the sum of imagined rewards, as in Diffuser (arXiv 2205.09991). What follows the segment does not count.
     Rewards are in the critic's units and in standard deviations of the advantage, as for the other guides.
+
+    With ``weight="calibrated"``, the gradient moves the states as well, by what the world model knows of how rewards depend on
+    them. With ``"sigma4"`` it moves rewards alone.
     """
 
     def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:

@@ -11,36 +11,27 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
-from stable_baselines3.common.utils import explained_variance, obs_as_tensor
-from torch.nn import functional as F
+from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_agd.checkpoint.random_streams import seed_of_global_streams
 from sb3_agd.experience.recorder import TransitionRecorder
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.segment_source import ReplaySegmentSource
 from sb3_agd.experience.space_codecs import make_codec, map_parts
+from sb3_agd.experience.user_inputs import encoded_observations
 from sb3_agd.experience.vec_normalize import Normalization, normalizing_wrapper
-from sb3_agd.imagination.guides import Critic, select_candidates
-from sb3_agd.imagination.inputs import encoded_observations, recent_states, states_along
+from sb3_agd.imagination.critic_trust import MIN_ROWS, RealRows
+from sb3_agd.imagination.guides import Critic, Guide, select_candidates
+from sb3_agd.imagination.held_out_errors import held_out_errors
 from sb3_agd.imagination.policy_adapter import FixedNoisePolicy, PolicyAdapter, check_distribution
-from sb3_agd.imagination.randomness import missed_randomness
 from sb3_agd.imagination.rollout_rows import evaluated_actions, rollout_rows
-from sb3_agd.imagination.segment_errors import segment_errors
 from sb3_agd.imagination.settings import NO_GUIDANCE, Guidance, Settings
-from sb3_agd.imagination.value_bounds import (
-    UNKNOWN_RANGE,
-    attainable_range,
-    bound_values,
-    real_advantages,
-)
+from sb3_agd.imagination.start_states import real_states, states_along
+from sb3_agd.imagination.value_bounds import UNKNOWN_RANGE, attainable_range, bound_values
 from sb3_agd.world_model import DiffusionWorldModel, Segments
 
 # Half of the world model's training segments come from this many newest rollouts
 RECENT_ROLLOUTS = 20
-# Segments of the newest rollout that the world model is tested on before it sees them
-HELD_OUT_SEGMENTS = 256
-# Advantages count as constant if all differ less than this from their mean, in standard deviations of past rollouts
-SAME_ADVANTAGE = 1e-4
 # Weight of the newest rollout in the running deviation of the advantage
 ADVANTAGE_STD_RATE = 0.1
 
@@ -52,11 +43,13 @@ class ImaginationState:
 
     :param rng: Private source of all randomness of the world model and of imagination
     :param advantage_std: Running standard deviation of the one-step advantage on real data, in the critic's units
-    :param critic_explained_variance: Of the newest rollout, at least 0: a factor of the guidance scale
+    :param critic_explained_variance: On the newest real rows, at least 0: a factor of the guidance scale
     :param value_range: Lowest and highest attainable value, in the critic's units: it bounds the values and value targets of
         real and imagined rows, and those that guides see
     :param normalization: Normalisation that the agent was trained with: a model loaded without environment needs it
     :param correlations: Correlations of the advantages along imagined and real segments in the newest rollouts
+    :param real_rows: Real rows that the critic is judged on
+    :param advantages: Along imagined and real segments in the newest tests after short rollouts, shape (2, N)
     """
 
     rng: np.random.Generator
@@ -65,6 +58,8 @@ class ImaginationState:
     value_range: tuple[float, float] = UNKNOWN_RANGE
     normalization: Normalization | None = None
     correlations: tuple[float, ...] = ()
+    real_rows: RealRows | None = None
+    advantages: th.Tensor | None = None
 
 
 class Imagination:
@@ -78,12 +73,7 @@ class Imagination:
         is too small
     """
 
-    def __init__(
-        self,
-        model: OnPolicyAlgorithm,
-        settings: Settings,
-        state: ImaginationState | None = None,
-    ):
+    def __init__(self, model: OnPolicyAlgorithm, settings: Settings, state: ImaginationState | None = None):
         n_needed = settings.horizon + 2
         if settings.buffer_size // model.n_envs < n_needed:
             raise ValueError(
@@ -93,6 +83,8 @@ class Imagination:
         self.observation_codec = make_codec(model.observation_space, "observation")
         self.action_codec = make_codec(model.action_space, "action")
         check_distribution(model.policy)
+        if settings.action_sampler is not None:
+            settings.action_sampler.check(model, settings.world_model_arguments())
         if model.device.type == "mps":
             raise ValueError(
                 'The world model needs double precision, which MPS does not have: give `device="cpu"`, which suits small '
@@ -179,8 +171,8 @@ class Imagination:
 
     @property
     def _n_recent(self) -> int:
-        """Number of transitions of the newest rollouts."""
-        return RECENT_ROLLOUTS * self.model.n_steps * self.model.n_envs
+        """Number of transitions of the newest rollouts. Short rollouts are counted together."""
+        return RECENT_ROLLOUTS * max(self.model.n_steps * self.model.n_envs, MIN_ROWS)
 
     # Learning from real rollouts
 
@@ -211,9 +203,9 @@ class Imagination:
             rollout.terminations[:, 0],
         )
         state = self.state
-        variance = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
-        state.critic_explained_variance = float(np.nan_to_num(np.clip(variance, 0, 1)))
-        advantage_std = float(real_advantages(buffer).std())
+        state.real_rows = RealRows.of(buffer, state.real_rows)
+        state.critic_explained_variance = state.real_rows.explained_variance
+        advantage_std = state.real_rows.advantage_std(buffer.gamma)
         if state.advantage_std is None:
             state.advantage_std = advantage_std
         state.advantage_std += ADVANTAGE_STD_RATE * (advantage_std - state.advantage_std)
@@ -223,6 +215,9 @@ class Imagination:
         """
         :return: Lowest and highest attainable value in the critic's units, by the lowest and the highest real reward so far
         """
+        # SB3's own rollout buffers have no such switch
+        if not getattr(self.model.rollout_buffer, "bound_values", True):
+            return UNKNOWN_RANGE
         normalizer = self.world_model.reward_normalizer
         low, high = self.agent.rewards(th.cat([normalizer.low, normalizer.high])).tolist()
         return attainable_range(low, high, self._gamma)
@@ -254,30 +249,8 @@ class Imagination:
         return values, log_probs, last_values.flatten()
 
     def test(self) -> dict[str, th.Tensor]:
-        """
-        Test the world model on segments of the newest rollout, which it was not trained on yet.
-
-        :return: What :func:`segment_errors` returns, ``missed_randomness`` (see :func:`missed_randomness`), and
-            ``advantage_correlation``: that of the one-step advantages along imagined and real segments with the same actions,
-            by the present critic; NaN where the real ones are constant
-        """
-        env_indices, rows = self.replay_buffer.transitions_since(self.recorder.rollout_start)
-        chosen = self.state.rng.integers(len(rows), size=min(HELD_OUT_SEGMENTS, len(rows)))
-        tested, generator = (env_indices[chosen], rows[chosen]), self.generator()
-        segments = self.world_model.on_device(self.replay_buffer.segments(*tested, self.world_model.horizon))
-        imagined = self.world_model.predict(segments.observations[:, 0], segments.actions, generator)
-        kept = segments.mask & imagined.mask
-        with th.no_grad():
-            claimed, real = (self.critic.advantages(both)[kept] for both in (imagined, segments))
-        deviations = real - real.mean()
-        correlation = F.cosine_similarity(claimed - claimed.mean(), deviations, dim=0)
-        if not (deviations.abs() > SAME_ADVANTAGE).any():
-            correlation = th.full_like(correlation, math.nan)
-        missed = th.zeros(())
-        if not self.settings.suits_randomness:
-            missed = missed_randomness(self.world_model, self.replay_buffer, tested, segments, imagined, generator)
-        errors = segment_errors(self.world_model, imagined, segments)
-        return errors | {"advantage_correlation": correlation, "missed_randomness": missed}
+        """Test the world model on the newest transitions. See :func:`held_out_errors`."""
+        return held_out_errors(self)
 
     def fit(
         self,
@@ -341,9 +314,13 @@ class Imagination:
             self.model.policy.get_distribution(agent.policy_observations(starts[:1]))
         n_candidates = guidance.n_candidates if guidance.selects else 1
         candidates = starts.repeat_interleave(n_candidates, dim=0)
-        policy = FixedNoisePolicy(agent, len(candidates), horizon or world_model.horizon, generator)
-        objective = partial(guidance.guide.checked_objective, critic=critic) if guidance.guide and guidance.moves else None
-        segments = world_model.imagine(candidates, policy, objective, guidance.scale, generator, n_candidates, horizon)
+        arguments = agent, len(candidates), horizon or world_model.horizon, generator
+        sampler = self.settings.action_sampler
+        policy = FixedNoisePolicy(*arguments) if sampler is None else sampler.policy(*arguments, world_model)
+        objective, weight = None, Guide.weight
+        if guidance.guide is not None and guidance.moves:
+            objective, weight = partial(guidance.guide.checked_objective, critic=critic), guidance.guide.weight
+        segments = world_model.imagine(candidates, policy, objective, guidance.scale, generator, n_candidates, horizon, weight)
         actions = policy.actions
         if guidance.guide is not None and guidance.selects:
             with th.no_grad():
@@ -352,12 +329,14 @@ class Imagination:
             segments, actions = segments.map(lambda array: array[selected]), actions[selected]
         return segments, actions
 
-    def effective_guidance_scale(self, guidance_scale: float) -> float:
+    def effective_guidance(self, guidance: Guidance) -> Guidance:
         """
-        :param guidance_scale: Strength of the guidance if the critic explained all of the returns
-        :return: The same, scaled by the critic's explained variance
+        :param guidance: Guidance if the critic explained all of the returns
+        :return: The same, its scale multiplied by the critic's explained variance, if the guide asks for that
         """
-        return guidance_scale * self.state.critic_explained_variance
+        if guidance.guide is None or not guidance.guide.critic_trust:
+            return guidance
+        return replace(guidance, scale=guidance.scale * self.state.critic_explained_variance)
 
     @property
     def critic(self) -> Critic:
@@ -372,7 +351,7 @@ class Imagination:
 
     def imagine_rows(self, guidance: Guidance, n_rows: int) -> tuple[RolloutBufferSamples, float]:
         """
-        Imagine segments from recent real states for the policy to learn from.
+        Imagine segments from real states for the policy to learn from.
 
         If the guide selects among candidates, the selected segments only provide start states. The rows come from segments
         imagined from there without guidance: the actions and returns of selected segments are better than the policy's own,
@@ -384,12 +363,15 @@ class Imagination:
             because they come after a termination
         """
         n_segments = math.ceil(n_rows / self.world_model.horizon)
-        starts = th.as_tensor(recent_states(self.replay_buffer, n_segments, self.state.rng), device=self.model.device)
+        states = real_states(self.replay_buffer, n_segments, self.state.rng, self.settings.start_states)
+        starts = th.as_tensor(states, device=self.model.device)
         generator = self.generator()
         if guidance.selects:
             selected, _ = self.imagine(starts, guidance, generator)
             starts, guidance = states_along(selected, generator), NO_GUIDANCE
         segments, actions = self.imagine(starts, guidance, generator)
         rows = rollout_rows(self.agent, segments, actions, self.state.value_range)
+        if self.settings.action_sampler is not None:
+            self.settings.action_sampler.adapt(self.agent, rows)
         rows = RolloutBufferSamples(*(map_parts(lambda column: column[:n_rows], column) for column in rows))
         return rows, 1 - segments.mask.float().mean().item()

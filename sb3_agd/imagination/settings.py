@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.type_aliases import Schedule
 
+from sb3_agd.imagination.action_sampler import ActionSampler
 from sb3_agd.imagination.guides import GUIDES, Guide
+from sb3_agd.imagination.start_states import START_STATES
 from sb3_agd.world_model import DiffusionWorldModel
 from sb3_agd.world_model.termination import TerminationFn
-from sb3_agd.world_model.validation import check_arguments, check_integer, check_number
+from sb3_agd.world_model.validation import check_arguments, check_choice, check_integer, check_number
 
 # Raises a ValueError that names the setting: (name, value)
 Check = Callable[[str, Any], None]
 GUIDANCE_MODES = ("select", "gradient")
+POLICY_DATA = ("mixed", "imagined")
 
 
 def make_guide(guidance: str | Guide) -> Guide | None:
@@ -45,14 +48,14 @@ def check_guidance(name: str, value: Any) -> None:
     make_guide(value)
 
 
-def check_mode(name: str, value: Any) -> None:
+def check_sampler(name: str, value: Any) -> None:
     """
     :param name: Name of the setting
     :param value: Its value
-    :raises ValueError: If there is no such mode of guidance
+    :raises ValueError: If it is neither ``None`` nor a sampler of actions
     """
-    if value not in GUIDANCE_MODES:
-        raise ValueError(f"`{name}` must be one of {list(GUIDANCE_MODES)}, not {value!r}")
+    if value is not None and not isinstance(value, ActionSampler):
+        raise ValueError(f"`{name}` must be None or an instance of `ActionSampler`, not {value!r}")
 
 
 def scheduled_value(name: str, value: float | Schedule, progress_remaining: float, positive: bool = False) -> float:
@@ -167,11 +170,18 @@ class Settings:
         many or more, AGDPPO updates the policy several times, each time with another part of the real transitions and with
         segments that the newest policy imagines in a world model that is trained further. After rollouts of less than half as
         many, imagination takes place once per so many real transitions
+    :param policy_data: What the policy learns from: ``"mixed"``, real and imagined transitions, or ``"imagined"`` ones only,
+        as in the paper. Until there are any, and while imagination pauses, AGDPPO leaves the policy as it is then. Other
+        algorithms with :class:`GuidanceCallback` cannot skip an update: they learn from the real transitions meanwhile
+    :param action_sampler: How the actions of imagined segments are drawn: ``None`` for exact samples of the policy, or an
+        instance of :class:`sb3_agd.imagination.ActionSampler`, such as :class:`sb3_agd.replication.PolicyScoreActions`
+    :param start_states: Real states that imagination starts from: ``"recent"``, among the newest 20,000 transitions, or
+        ``"all"`` in the replay buffer, as in the paper
     :raises ValueError: If a setting is invalid
     """
 
     guidance: str | Guide = field(default="sag", metadata=checked(check_guidance))
-    guidance_mode: str = field(default="select", metadata=checked(check_mode))
+    guidance_mode: str = field(default="select", metadata=checked(partial(check_choice, choices=GUIDANCE_MODES)))
     guidance_scale: float | Schedule = field(default=1.0, metadata=checked(check_schedule))
     n_candidates: int = field(default=4, metadata=checked(partial(check_integer, minimum=2)))
     horizon: int = field(default=8, metadata=checked(changeable=False))
@@ -188,12 +198,19 @@ class Settings:
     world_model_kwargs: dict[str, Any] | None = field(default=None, metadata=checked(changeable=False))
     termination_fn: TerminationFn | None = field(default=None, metadata=checked(changeable=False))
     real_steps_per_update: int = field(default=512, metadata=checked(partial(check_integer, minimum=1)))
+    policy_data: str = field(default="mixed", metadata=checked(partial(check_choice, choices=POLICY_DATA)))
+    action_sampler: ActionSampler | None = field(default=None, metadata=checked(check_sampler, changeable=False))
+    start_states: str = field(default="recent", metadata=checked(partial(check_choice, choices=START_STATES)))
 
     def __post_init__(self) -> None:
         for each in fields(self):
             check = each.metadata["check"]
             if check is not None:
                 check(each.name, getattr(self, each.name))
+        if self.policy_data == "imagined" and not callable(self.synthetic_ratio) and self.synthetic_ratio == 0:
+            raise ValueError(
+                '`policy_data="imagined"` needs a `synthetic_ratio` above 0: there would be nothing to learn from'
+            )
         own = vars(self).keys() | {"self", "observation_dim", "action_dim", "learning_rate", "seed"}
         further = set(signature(DiffusionWorldModel.__init__).parameters) - own
         unknown = set(self.world_model_kwargs or {}) - further
@@ -212,6 +229,13 @@ class Settings:
         :raises ValueError: If one is invalid
         """
         return cls(**{each.name: getattr(owner, each.name) for each in fields(cls)})
+
+    def update_interval(self, n_real: int) -> int:
+        """
+        :param n_real: Number of real transitions of a rollout
+        :return: Number of real transitions after which imagination takes place, see ``real_steps_per_update``
+        """
+        return n_real if 2 * n_real >= self.real_steps_per_update else self.real_steps_per_update
 
     def world_model_arguments(self) -> dict[str, Any]:
         """
@@ -264,16 +288,11 @@ class Settings:
         guide = self.guide if guidance is None else make_guide(guidance)
         return Guidance(guide, self.guidance_mode, strength, self.n_candidates)
 
-    def synthetic_ratio_at(self, progress_remaining: float) -> float:
+    def scheduled(self, name: str, progress_remaining: float) -> float:
         """
+        :param name: Name of a setting that may be a schedule
         :param progress_remaining: From 1 to 0
-        :return: Imagined transitions per real one
+        :return: Its value at that progress
+        :raises ValueError: If the schedule gives an invalid number
         """
-        return scheduled_value("synthetic_ratio", self.synthetic_ratio, progress_remaining)
-
-    def world_model_learning_rate_at(self, progress_remaining: float) -> float:
-        """
-        :param progress_remaining: From 1 to 0
-        :return: Learning rate of the world model
-        """
-        return scheduled_value("world_model_learning_rate", self.world_model_learning_rate, progress_remaining)
+        return scheduled_value(name, getattr(self, name), progress_remaining)

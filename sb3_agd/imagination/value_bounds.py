@@ -11,17 +11,6 @@ UNKNOWN_RANGE = (-math.inf, math.inf)
 MAX_RETURN_STEPS = 10_000
 
 
-def real_advantages(buffer: RolloutBuffer) -> np.ndarray:
-    """
-    :param buffer: A full rollout buffer, not yet flattened
-    :return: One-step advantages of all steps but the last, shape (n_steps - 1, n_envs); zeros if there is only one step
-    """
-    if buffer.buffer_size < 2:
-        return np.zeros((1, buffer.n_envs))
-    continues = 1 - buffer.episode_starts[1:]
-    return buffer.rewards[:-1] + buffer.gamma * continues * buffer.values[1:] - buffer.values[:-1]
-
-
 def attainable_range(low_reward: float, high_reward: float, gamma: float) -> tuple[float, float]:
     """
     Range of the returns that are possible with rewards in a range.

@@ -89,10 +89,5 @@ class Normalizer(nn.Module):
         return self(self.low - margin), self(self.high + margin)
 
     def clamp(self, values: th.Tensor) -> th.Tensor:
-        """
-        Keep standardised values within the bounds.
-
-        :param values: Standardised, shape (..., dim)
-        :return: Clamped values, same shape
-        """
+        """Keep standardised values within the bounds, shape (..., dim)."""
         return th.clamp(values, *self.bounds)

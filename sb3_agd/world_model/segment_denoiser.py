@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch as th
 
 from sb3_agd.world_model.denoisers import is_autoregressive
-from sb3_agd.world_model.samplers import Sampler
+from sb3_agd.world_model.samplers import Sampler, posterior_variance
 from sb3_agd.world_model.segments import Segments, mask_after_termination
+from sb3_agd.world_model.validation import check_choice
 
 if TYPE_CHECKING:
     from sb3_agd.world_model.world_model import DiffusionWorldModel
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 # Lowest ratio of signal and noise at which the derivative of the denoiser is used
 MIN_SIGNAL = 0.25
 # Actions at imagined states, both in raw units: states (B, n, observation_dim), and which n steps of the segment they
-# belong to -> (B, n, action_dim)
+# belong to -> (B, n, action_dim). If it has a method `begin_step`, that is called with the time of each step of the sampler
 Policy = Callable[[th.Tensor, slice], th.Tensor]
 # What guidance raises: one number per segment, shape (B,), differentiable in observations and rewards
 Objective = Callable[[Segments[th.Tensor]], th.Tensor]
+GUIDANCE_WEIGHTS = ("calibrated", "sigma4")
 
 
 class SegmentDenoiser:
@@ -35,6 +37,7 @@ class SegmentDenoiser:
     :param policy: Actions at imagined states
     :param objective: Objective that the denoised segments are moved to raise, ``None`` for no guidance
     :param guidance_scale: Strength of the guidance
+    :param guidance_weight: Weight of the gradient
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class SegmentDenoiser:
         policy: Policy,
         objective: Objective | None = None,
         guidance_scale: float = 0.0,
+        guidance_weight: str = "calibrated",
     ):
         self.model = model
         self.network = model.ema_networks["denoiser"]
@@ -53,6 +57,9 @@ class SegmentDenoiser:
         self.policy = policy
         self.objective = objective
         self.guidance_scale = guidance_scale
+        check_choice("guidance_weight", guidance_weight, GUIDANCE_WEIGHTS)
+        self._guided = self._weighted_by_sigma if guidance_weight == "sigma4" else self._calibrated
+        self._begin_step = getattr(policy, "begin_step", None)
         self.standardised_start = model.inputs(start)
         # Lowest and highest standardised states and, last, rewards. Computed once for all passes
         bounds = zip(model.observation_normalizer.bounds, model.reward_normalizer.bounds, strict=True)
@@ -68,6 +75,8 @@ class SegmentDenoiser:
         :param time: Noise level between 0 and 1
         :return: Denoised next states and rewards, within the observed range plus a margin, same shape
         """
+        if self._begin_step is not None:
+            self._begin_step(time)
         self.denoised = self._denoise(noisy, time) if self.objective is None else self._guided(noisy, time)
         return self.denoised
 
@@ -104,7 +113,19 @@ class SegmentDenoiser:
             estimate = self.network(noisy, times, self.standardised_start, self.model.action_normalizer(self.actions))
         return self._clamp(estimate)
 
-    def _guided(self, noisy: th.Tensor, time: float) -> th.Tensor:
+    def _weighted_by_sigma(self, noisy: th.Tensor, time: float) -> th.Tensor:
+        """
+        As in the paper's public code: the denoised segment moves by the gradient at itself, times the fourth power of the
+        posterior standard deviation of an ancestral step. In the last step, that is 0. See :meth:`_calibrated`.
+        """
+        now = th.tensor(time, dtype=th.float64)
+        variance = posterior_variance(self.model.schedule, now, (now - 1 / self.model.n_denoising_steps).clamp(min=0)).item()
+        leaf = self._denoise(noisy, time).detach().requires_grad_()
+        with th.enable_grad():
+            gradient = self._objective_gradient(leaf, leaf)
+        return self._clamp(leaf.detach() + self.guidance_scale * variance**2 * gradient)
+
+    def _calibrated(self, noisy: th.Tensor, time: float) -> th.Tensor:
         """
         The denoised sample is the mean of the data given the noisy sample. If the data are reweighted by
         ``exp(scale * J)``, this mean moves by ``scale * covariance * grad J`` for linear ``J``, with the covariance of the
@@ -137,8 +158,8 @@ class SegmentDenoiser:
     def _objective_gradient(self, denoised: th.Tensor, noisy: th.Tensor) -> th.Tensor:
         """
         :param denoised: Denoised segments, differentiable in the noisy ones
-        :param noisy: Noisy segments, which require a gradient
-        :return: Gradient of the objective with respect to the noisy segments, same shape
+        :param noisy: What they depend on: noisy segments, or the denoised ones themselves
+        :return: Gradient of the objective with respect to it, same shape
         :raises ValueError: If the objective does not depend on them
         """
         assert self.objective is not None

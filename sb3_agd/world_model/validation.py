@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,12 @@ def check_number(name: str, value: Any, minimum: float, below: float = math.inf)
             f"number of at least {minimum} and below {below}" if below < math.inf else f"finite number of at least {minimum}"
         )
         raise ValueError(f"`{name}` must be a {expected}, not {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise a ``ValueError`` if the value of the argument with that name is none of the choices, which are text."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"`{name}` must be one of {[*choices]}, not {value!r}")
 
 
 def check_network(network: Any, network_kwargs: Any) -> None:
@@ -74,9 +81,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     check_number("ema_decay", arguments.get("ema_decay", 0), 0, below=1)
     check_number("learning_rate", arguments.get("learning_rate", 0), 0)
     check_network(arguments.get("network", "recurrent"), arguments.get("network_kwargs"))
-    sampler = arguments.get("sampler", "flow")
-    if not isinstance(sampler, str) or sampler not in SAMPLERS:
-        raise ValueError(f"`sampler` must be one of {sorted(SAMPLERS)}, not {sampler!r}")
+    check_choice("sampler", arguments.get("sampler", "flow"), SAMPLERS)
+    check_choice("noise_density", arguments.get("noise_density", "sampler"), ("sampler", "uniform"))
     termination_fn = arguments.get("termination_fn")
     if termination_fn is not None and not callable(termination_fn):
         raise ValueError(f"`termination_fn` must be callable, not {termination_fn!r}")

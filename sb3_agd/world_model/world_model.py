@@ -44,6 +44,8 @@ class DiffusionWorldModel(nn.Module):
     :param open_loop_length: In training, the recurrent denoiser predicts so many steps from its own estimates before it is
         reset to the true state. With many it learns to correct its own errors, which suits deterministic tasks. In stochastic
         tasks, an estimate says less about what follows than the true state, and only 1 is right
+    :param noise_density: Density of the noise levels in training: ``"sampler"``, with more weight on low levels the more steps
+        the sampler has, or ``"uniform"`` in time, as in the paper
     :param termination_fn: The true rule of termination, in place of the classifier, where it is known. It gets numpy
         arrays ``(observations, actions, next_observations)`` with one row per transition and returns one boolean per
         row
@@ -65,6 +67,7 @@ class DiffusionWorldModel(nn.Module):
         learning_rate: float = 3e-3,
         ema_decay: float = 0.95,
         open_loop_length: int = 4,
+        noise_density: str = "sampler",
         termination_fn: TerminationFn | None = None,
         seed: int | None = None,
     ):
@@ -78,6 +81,7 @@ class DiffusionWorldModel(nn.Module):
         self.n_denoising_steps = n_denoising_steps
         self.ema_decay = ema_decay
         self.open_loop_length = open_loop_length
+        self.noise_density = noise_density
         self.termination_fn = termination_fn
         self.sampler, self.schedule = SAMPLERS[sampler]
         # Mean distance of guided segments from unguided ones in the newest imagination
@@ -170,10 +174,11 @@ class DiffusionWorldModel(nn.Module):
         """
         states, actions, data = self.standardise(segments)
         # From the lowest noise level at which the sampler calls the denoiser (of two steps at least) to the highest. The more
-        # steps there are, the more depends on low levels. Uniform in the root
-        lowest = 1 / max(2, self.n_denoising_steps) ** 0.5
-        uniform = th.rand(len(segments), generator=generator, device=self.device)
-        time = (lowest + (1 - lowest) * uniform).square()
+        # steps there are, the more depends on low levels: uniform in the root of the time, or in the time itself
+        in_root = self.noise_density == "sampler"
+        lowest = 1 / max(2, self.n_denoising_steps) ** (0.5 if in_root else 1)
+        level = lowest + (1 - lowest) * th.rand(len(segments), generator=generator, device=self.device)
+        time = level.square() if in_root else level
         noise = th.randn(data.shape, generator=generator, device=self.device)
         before = self.observation_normalizer.clamp(states[:, :-1])
         denoiser = self.networks["denoiser"]
@@ -220,6 +225,7 @@ class DiffusionWorldModel(nn.Module):
         generator: th.Generator | None = None,
         n_candidates: int = 1,
         horizon: int | None = None,
+        guidance_weight: str = "calibrated",
     ) -> Segments[th.Tensor]:
         """
         Imagine one segment from each start state by reverse diffusion.
@@ -237,6 +243,8 @@ class DiffusionWorldModel(nn.Module):
         :param n_candidates: Number of consecutive start states whose segments share the noise of the world. If they are
             copies of one state, their segments differ by their actions only
         :param horizon: Number of transitions, ``None`` for that of the training. Autoregressive networks imagine any number
+        :param guidance_weight: ``"calibrated"``, or ``"sigma4"``: the denoised segments move by the gradient times the fourth
+            power of the posterior standard deviation of the step, as in the paper's public code
         :return: Segments in raw units
         :raises ValueError: If the scale is negative or not finite, the start states have a wrong shape, their number is no
             multiple of ``n_candidates``, or the network cannot imagine this horizon
@@ -268,7 +276,7 @@ class DiffusionWorldModel(nn.Module):
             unguided = sample_whole(denoiser)
             # Once more, from the same noise
             generator.set_state(before)
-            denoiser = SegmentDenoiser(self, observations, horizon, policy, objective, guidance_scale)
+            denoiser = SegmentDenoiser(self, observations, horizon, policy, objective, guidance_scale, guidance_weight)
             denoised = sample_whole(denoiser)
             self._guidance_distance = (denoised - unguided).flatten(1).norm(dim=1).mean()
         elif is_autoregressive(self.ema_networks["denoiser"]):

@@ -5,13 +5,14 @@ import re
 import time
 import traceback
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from types import TracebackType
 from typing import Any
 
 import optuna
 import yaml
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import SimpleLinearSchedule
+from rl_zoo3.utils import SimpleLinearSchedule, get_class_by_name
 from sqlalchemy.exc import SQLAlchemyError
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
@@ -26,11 +27,40 @@ HYPERPARAMS = next(folder for folder in (PACKAGE / "hyperparams", PACKAGE.parent
 
 # Arguments of AGDPPO that may be schedules, besides those that the zoo knows
 SCHEDULES = ("guidance_scale", "synthetic_ratio", "world_model_learning_rate")
+# Arguments of AGDPPO that may be objects
+OBJECTS = {"guidance", "action_sampler"}
 LINEAR_SCHEDULE = re.compile(r"lin_(?P<initial>[0-9.e+-]+)")
 # Methods that all of training, or of a trial, runs in
 AROUND_TRAINING = ("learn", "_setup_learn", "collect_rollouts", "train", "objective")
 # As SB3's callback names its files
 CHECKPOINT_NAME = re.compile(r"(?P<prefix>.+)_(?P<steps>\d+)_steps\.zip")
+
+
+def split_config(config: str) -> tuple[str, str | None]:
+    """
+    :param config: What the user gave as ``-conf``: a file, or ``FILE.yml:ENTRY`` for one of several sets of settings in it
+    :return: The file and the entry, ``None`` for the whole file
+    """
+    file, separator, entry = config.rpartition(".yml:")
+    return (f"{file}.yml", entry) if separator else (config, None)
+
+
+def with_objects(settings: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param settings: Settings of a file. Those in :data:`OBJECTS` may name a class as the zoo's wrappers do,
+        ``{name: arguments}``
+    :return: The same with instances of these classes
+    :raises ValueError: If such a setting is anything else
+    """
+    built = {}
+    for name in OBJECTS & settings.keys():
+        value = settings[name]
+        if isinstance(value, dict):
+            if len(value) != 1:
+                raise ValueError(f"`{name}` must be one class with its arguments, {{name: arguments}}, not {value}")
+            ((class_name, arguments),) = value.items()
+            built[name] = get_class_by_name(class_name)(**(arguments or {}))
+    return settings | built
 
 
 def find_config(config: str | None, algo: str, env_id: str) -> str | None:
@@ -42,13 +72,15 @@ def find_config(config: str | None, algo: str, env_id: str) -> str | None:
         shipped file for the algorithm if it covers the environment; ``None`` for the zoo's file
     """
     if config is not None:
-        shipped = HYPERPARAMS / config
-        return str(shipped) if not Path(config).exists() and shipped.is_file() else config
-    file = HYPERPARAMS / f"{algo}.yml"
-    if not file.is_file():
+        name, entry = split_config(config)
+        shipped = HYPERPARAMS / name
+        file = str(shipped) if not Path(name).exists() and shipped.is_file() else name
+        return file if entry is None else f"{file}:{entry}"
+    own = HYPERPARAMS / f"{algo}.yml"
+    if not own.is_file():
         return None
-    entries = yaml.safe_load(file.read_text())
-    return str(file) if env_id in entries or "default" in entries else None
+    entries = yaml.safe_load(own.read_text())
+    return str(own) if env_id in entries or "default" in entries else None
 
 
 def passed_through_package(error_traceback: TracebackType | None) -> bool:
@@ -140,6 +172,25 @@ class AGDExperimentManager(ExperimentManager):
                 **self.load_trial(self.storage, self.study_name, 0),
                 **(self.custom_hyperparams or {}),
             }
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        file, entry = split_config(self.config)
+        if entry is None:
+            return super().read_hyperparameters()
+        entries = yaml.safe_load(Path(file).read_text())
+        if entry not in entries:
+            raise ValueError(f"{file} has no entry {entry!r}, only {', '.join(entries)}")
+        with NamedTemporaryFile("w", suffix=".yml") as alone:
+            yaml.safe_dump(entries[entry], alone)
+            alone.flush()
+            given, self.config = self.config, alone.name
+            try:
+                return super().read_hyperparameters()
+            finally:
+                self.config = given
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        return super()._preprocess_hyperparams(with_objects(hyperparams))
 
     @staticmethod
     def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def test_training_steps_the_environments_exactly_as_often_as_ppo(
 ) -> None:
     pytest.importorskip("mujoco")
     # A critic that explains nothing would not guide
-    monkeypatch.setattr("sb3_agd.imagination.imagination.explained_variance", lambda *_: 1.0)
+    monkeypatch.setattr("sb3_agd.imagination.critic_trust.explained_variance", lambda *_: 1.0)
     n_steps = 12 * SMALL["n_steps"]
     calls = {}
     for algorithm, arguments in ((PPO, PPO_ARGUMENTS), (AGDPPO, SMALL)):

@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 import torch as th
 from environments import SMALL, ToyEnv
-from logs import ImaginedRows
+from logs import ImaginedRows, KeptLog
+from stable_baselines3 import A2C
+from stable_baselines3.common.logger import KVWriter, Logger
 
-from sb3_agd import AGDPPO
+from sb3_agd import AGDPPO, AugmentedRolloutBuffer, DiffusionWorldModel, GuidanceCallback
+from sb3_agd.imagination import Settings
+
+# Without the arguments of PPO
+SETTINGS = {name: SMALL[name] for name in SMALL if name in Settings.__dataclass_fields__}
 
 
 def unpredictable_env() -> ToyEnv:
@@ -96,3 +102,43 @@ def test_a_pause_changes_nothing_else(paused: Paused) -> None:
         parameters.append([parameter.clone() for parameter in agent.policy.parameters()])
         assert (agent.world_model.n_updates > n_updates) == (not settings)
     assert all(th.equal(parameter, other) for parameter, other in zip(*parameters, strict=True))
+
+
+def a2c(callback: GuidanceCallback, n_steps: int, n_timesteps: int, *logs: KVWriter) -> None:
+    """Train A2C with the callback."""
+    model = A2C("MlpPolicy", "Pendulum-v1", n_steps=n_steps, rollout_buffer_class=AugmentedRolloutBuffer, device="cpu")
+    model.set_logger(Logger(None, [*logs]))
+    model.learn(n_timesteps, callback, log_interval=1)
+
+
+@pytest.mark.parametrize(("n_steps", "n_tested"), [(5, 60), (40, 40), (300, 256)])
+def test_the_world_model_is_tested_on_all_that_it_was_not_trained_on(
+    n_steps: int, n_tested: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback = GuidanceCallback(**SETTINGS | {"real_steps_per_update": 60})
+    tested: list[th.Tensor] = []
+    predict = DiffusionWorldModel.predict
+    monkeypatch.setattr(
+        DiffusionWorldModel, "predict", lambda self, states, *rest: tested.append(states) or predict(self, states, *rest)
+    )
+    monkeypatch.setattr("sb3_agd.imagination.held_out_errors.missed_randomness", lambda *_: th.zeros(()))
+    a2c(callback, n_steps, 600)
+    assert {len(states) for states in tested} <= {n_tested, n_tested - 1}
+    assert callback.imagination is not None
+    buffer = callback.imagination.replay_buffer
+    # The buffer also has a row for the last state of each episode, which may be one of those looked at
+    newest = {tuple(state) for state in buffer.observations[buffer.recent_transitions(max(n_steps, 60) + 2)].tolist()}
+    drawn = {tuple(state) for state in tested[-1].tolist()}
+    # Drawn with replacement
+    assert len(drawn) > n_tested / 2 and drawn <= newest
+
+
+def test_the_correlation_is_that_of_many_transitions_however_short_rollouts_are() -> None:
+    callback, log = GuidanceCallback(**SETTINGS | {"real_steps_per_update": 5, "world_model_gradient_steps": 1}), KeptLog()
+    a2c(callback, 5, 600, log)
+    assert callback.imagination is not None
+    pairs = callback.imagination.state.advantages
+    # Rollouts of 5 transitions hold 14 transitions of segments of 4
+    assert pairs is not None and pairs.shape == (2, 256 * 4) and len({*pairs[1].tolist()}) > 256
+    logged = [row["agd/advantage_correlation"] for row in log.rows if "agd/advantage_correlation" in row]
+    assert logged[-1] == pytest.approx(np.corrcoef(pairs)[0, 1], abs=1e-4)

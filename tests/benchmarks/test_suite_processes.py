@@ -32,6 +32,7 @@ eval_freq: 256
 eval_episodes: 1
 first_seed: 0
 tasks: [CartPole-v1]
+gain_every: 1
 variants:
   ppo: {algorithm: ppo, n_seeds: 1}
   agdppo: {algorithm: agdppo, n_seeds: 1, settings: {world_model_warmup: 256, world_model_gradient_steps: 5}}
@@ -47,7 +48,11 @@ def test_a_suite_is_trained_in_processes_and_reported(
     table = pd.read_csv(tmp_path / "smoke" / "agdppo-CartPole-v1-0.csv")
     assert table.timesteps.tolist() == [256, 512]
     assert table.return_mean.gt(0).all() and table.wall_seconds.is_monotonic_increasing
+    gains = pd.read_csv(tmp_path / "smoke" / "agdppo-CartPole-v1-0.gains.csv")
+    assert gains.timesteps.is_monotonic_increasing and len(gains) > 0
+    assert gains[["claimed_gain", "true_gain", "guided_error", "unguided_error"]].notna().all(axis=None)
     call(report, monkeypatch, file, "--results", tmp_path)
+    assert "## What guidance does" in (tmp_path / "smoke" / "report.md").read_text()
     assert "2 of 2 runs" in capsys.readouterr().out
     assert {"report.md", "learning_curves.png", "sample_efficiency.png"} <= set(os.listdir(tmp_path / "smoke"))
 

@@ -13,8 +13,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_agd import AGDPPO, ExponentialAdvantageGuide
 from sb3_agd.diagnostics.evaluator import Evaluator, Outcome, StartStates, repeated, segment_advantages
+from sb3_agd.experience.segment_errors import segment_errors
 from sb3_agd.imagination import NO_GUIDANCE, Critic, Guidance
-from sb3_agd.imagination.segment_errors import segment_errors
 from sb3_agd.world_model import Segments
 
 N_STARTS = 3

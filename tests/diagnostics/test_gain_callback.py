@@ -27,7 +27,7 @@ from sb3_agd.world_model import Segments
 @pytest.fixture(autouse=True)
 def perfect_critic(monkeypatch: pytest.MonkeyPatch) -> None:
     """A critic that explains nothing would not guide."""
-    monkeypatch.setattr("sb3_agd.imagination.imagination.explained_variance", lambda *_: 1.0)
+    monkeypatch.setattr("sb3_agd.imagination.critic_trust.explained_variance", lambda *_: 1.0)
 
 
 class KeptLog(KVWriter):

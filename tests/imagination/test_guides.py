@@ -265,3 +265,41 @@ def test_segments_do_not_influence_each_other(guide: Guide) -> None:
 def test_guide_without_an_objective_cannot_be_made() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Guide()  # type: ignore[abstract]
+
+
+def test_a_guide_without_arguments_guides_as_its_name_does() -> None:
+    for guide in (guide() for guide in GUIDES.values()):
+        assert guide.weight == "calibrated"
+        assert guide.last_state and guide.critic_trust and guide.advantage_scaling
+
+
+def test_a_users_guide_with_a_constructor_of_its_own_has_the_defaults() -> None:
+    class Own(Guide):
+        def __init__(self, bonus: float):
+            self.bonus = bonus
+
+        def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+            return segments.rewards.sum(1) + self.bonus
+
+    assert Own(1.0).weight == "calibrated" and Own(1.0).critic_trust
+    segments = make_segments()
+    assert th.equal(Own(1.0).checked_objective(segments, Critic(linear_values, half, GAMMA)), segments.rewards.sum(1) + 1)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("weight", "sigma2"), ("weight", None), ("last_state", 1), ("critic_trust", "no"), ("advantage_scaling", None)],
+)
+def test_a_wrong_switch_of_a_guide_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        SigmoidAdvantageGuide(**{name: value})  # type: ignore[arg-type]
+
+
+@each_advantage_guide
+def test_without_scaling_advantages_are_in_the_units_of_the_critic(guide: Guide) -> None:
+    unscaled = type(guide)(advantage_scaling=False)
+    segments, critics = make_segments(), [Critic(quadratic_values, half, GAMMA, std) for std in (1.0, 4.0)]
+    plain, by_std = (guide.checked_objective(segments, critic) for critic in critics)
+    assert not th.allclose(plain, by_std)
+    for critic in critics:
+        assert th.allclose(unscaled.checked_objective(segments, critic), plain)

@@ -23,7 +23,7 @@ from sb3_agd import (
     SigmoidAdvantageGuide,
 )
 from sb3_agd.imagination import NO_GUIDANCE, Critic, Guidance
-from sb3_agd.imagination.inputs import states_along
+from sb3_agd.imagination.start_states import states_along
 from sb3_agd.world_model import Segments
 from sb3_agd.world_model.segments import mask_after_termination
 
@@ -221,7 +221,8 @@ def test_imagined_rows_hold_what_policy_and_critic_say(env_id: str) -> None:
 
 
 def test_the_explained_variance_of_the_critic_is_that_of_the_newest_rollout() -> None:
-    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"synthetic_ratio": 0.0, "gamma": 0.5, "n_epochs": 20})
+    settings = {"synthetic_ratio": 0.0, "gamma": 0.5, "n_epochs": 20, "n_steps": 256}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | settings)
     explained = []
 
     class Explained(BaseCallback):
@@ -233,13 +234,13 @@ def test_the_explained_variance_of_the_critic_is_that_of_the_newest_rollout() ->
             explained.append(explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
 
     for _ in range(5):
-        model.learn(32, Explained(), reset_num_timesteps=False)
+        model.learn(256, Explained(), reset_num_timesteps=False)
         assert model.imagination.state.critic_explained_variance == pytest.approx(max(explained[-1], 0), abs=1e-6)
     assert model.imagination.state.critic_explained_variance > 0
 
 
 def test_imagination_starts_from_recent_states(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_agd.imagination.inputs.RECENT_ROWS", 16)
+    monkeypatch.setattr("sb3_agd.imagination.start_states.RECENT_ROWS", 16)
     numbers = itertools.count()
     env = ToyEnv(spaces.Box(0, 1e3, (1,)), episode_length=1000, observe=lambda _: np.array([next(numbers)], dtype=np.float32))
     model = AGDPPO("MlpPolicy", env, **SMALL).learn(64)
@@ -399,12 +400,13 @@ def test_real_and_imagined_rows_have_the_same_discount_factor() -> None:
 
 
 def test_advantages_correlate_if_and_only_if_what_is_imagined_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    imagination = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"n_steps": 128}).learn(128).imagination
+    # A long rollout, whose correlation is its own
+    imagination = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"n_steps": 256}).learn(256).imagination
     segments = imagination.replay_buffer.segments(
         *imagination.replay_buffer.transitions_since(np.zeros(1, dtype=int)), imagination.world_model.horizon
     )
     monkeypatch.setattr(imagination.replay_buffer, "segments", lambda *_: segments)
-    monkeypatch.setattr("sb3_agd.imagination.imagination.missed_randomness", lambda *_: th.zeros(()))
+    monkeypatch.setattr("sb3_agd.imagination.held_out_errors.missed_randomness", lambda *_: th.zeros(()))
     shuffled = np.random.default_rng(0).permutation(len(segments))
     # Segments that end sooner than in reality count for as long as they last
     half = segments.mask.clone()
@@ -440,7 +442,19 @@ def test_guides_see_values_within_the_bound_in_the_unit_of_real_advantages() -> 
 
 def test_the_unit_of_advantages_follows_the_real_ones_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     deviations = iter([1.0, 2.0, 2.0])
-    monkeypatch.setattr("sb3_agd.imagination.imagination.real_advantages", lambda _: np.array([-1.0, 1.0]) * next(deviations))
+    monkeypatch.setattr("sb3_agd.imagination.critic_trust.RealRows.advantage_std", lambda *_: next(deviations))
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
     units = [model.learn(32, reset_num_timesteps=False).imagination.state.advantage_std for _ in range(3)]
     assert units == pytest.approx([1.0, 1.1, 1.19])
+
+
+def test_imagination_may_start_from_all_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_agd.imagination.start_states.RECENT_ROWS", 16)
+    numbers = itertools.count()
+    env = ToyEnv(spaces.Box(0, 1e3, (1,)), episode_length=1000, observe=lambda _: np.array([next(numbers)], dtype=np.float32))
+    model = AGDPPO("MlpPolicy", env, start_states="all", **SMALL).learn(64)
+    starts: list[th.Tensor] = []
+    imagine = model.imagination.imagine
+    monkeypatch.setattr(model.imagination, "imagine", lambda first, *rest: starts.append(first) or imagine(first, *rest))
+    model.imagination.imagine_rows(NO_GUIDANCE, 4000)
+    assert set(starts[0].flatten().tolist()) == set(range(64))

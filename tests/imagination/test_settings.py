@@ -3,6 +3,7 @@
 import inspect
 import re
 from dataclasses import FrozenInstanceError, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sb3_agd import (
     GuidanceCallback,
 )
 from sb3_agd.imagination import Settings
+from sb3_agd.replication import PolicyScoreActions
 
 
 def test_every_keyword_argument_is_an_attribute() -> None:
@@ -41,7 +43,9 @@ def test_every_keyword_argument_is_an_attribute() -> None:
         "world_model_kwargs": {"network_kwargs": {"width": 8}},
         "termination_fn": lambda observations, actions, next_observations: observations[:, 0] > 1,
     }
-    arguments["real_steps_per_update"] = 100
+    arguments |= {"real_steps_per_update": 100, "policy_data": "imagined", "start_states": "all"}
+    arguments["world_model_kwargs"]["network"] = "mlp"
+    arguments["action_sampler"] = PolicyScoreActions()
     assert set(arguments) == {each.name for each in fields(Settings)}
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **arguments)
     for name, value in arguments.items():
@@ -78,6 +82,11 @@ def test_every_keyword_argument_is_an_attribute() -> None:
         ("world_model_warmup", -1),
         ("real_steps_per_update", 0),
         ("real_steps_per_update", 2.5),
+        ("policy_data", "real"),
+        ("policy_data", None),
+        ("action_sampler", "score"),
+        ("action_sampler", PolicyScoreActions),
+        ("start_states", "old"),
         ("buffer_size", 5),
         ("world_model_kwargs", {"hiden": 3}),
         ("termination_fn", "rule"),
@@ -89,7 +98,16 @@ def test_a_wrong_setting_is_refused_at_construction_by_name(name: str, value: An
         AGDPPO("MlpPolicy", "Pendulum-v1", **{name: value})
 
 
-@pytest.mark.parametrize("kwargs", [{"network_kwargs": {"widht": 8}}, {"network": "unet"}, {"ema_decay": 1.0}])
+@pytest.mark.parametrize("synthetic_ratio", [0, 0.0])
+def test_learning_from_imagined_transitions_only_needs_some(synthetic_ratio: float) -> None:
+    for algorithm in (partial(AGDPPO, "MlpPolicy", "Pendulum-v1"), GuidanceCallback):
+        with pytest.raises(ValueError, match=r'`policy_data="imagined"` needs a `synthetic_ratio` above 0[^\n]*$'):
+            algorithm(policy_data="imagined", synthetic_ratio=synthetic_ratio)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"network_kwargs": {"widht": 8}}, {"network": "unet"}, {"ema_decay": 1.0}, {"noise_density": "low"}]
+)
 def test_a_wrong_world_model_argument_is_refused_at_construction_by_name(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(kwargs))}`"):
         AGDPPO("MlpPolicy", "Pendulum-v1", world_model_kwargs=kwargs)

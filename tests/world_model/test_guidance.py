@@ -28,6 +28,7 @@ from torch import nn
 from sb3_agd.imagination import Critic, ExponentialAdvantageGuide, Guide, RewardGuide, SigmoidAdvantageGuide
 from sb3_agd.imagination.guides import select_candidates
 from sb3_agd.world_model import Segments
+from sb3_agd.world_model.samplers import time_steps
 
 
 def test_candidates_with_nan_objectives_come_last_and_huge_objectives_do_not_overflow() -> None:
@@ -240,3 +241,59 @@ def test_guidance_of_any_strength_stays_near_the_observed_range(guide: Guide) ->
         assert values.isfinite().all()
         assert values.min() > observed.min() - 0.2 * width
         assert values.max() < observed.max() + 0.2 * width
+
+
+@pytest.mark.parametrize("sampler, n_steps", [("flow", 8), ("ddim", 8), ("ddpm", 16), ("ddpm", 128)])
+def test_the_sigma4_weight_shifts_gaussian_data_as_the_closed_form_says(sampler: str, n_steps: int) -> None:
+    """
+    With a linear critic the gradient is constant, so guided and unguided samples from the same noise differ by a number that
+    obeys the recursion of the sampler: the shift of the denoised sample is ``gain * difference + scale * sigma^4 * gradient``.
+    """
+    model = make_model(horizon=1, sampler=sampler, n_denoising_steps=n_steps)
+    spread, variance, scale, n_data = th.tensor([0.1, 0.5]), 0.6, 0.1 * n_steps, 20_000
+    data = 3 + spread * th.randn(n_data, OBSERVATION_DIM, generator=seeded())
+    model.observe(data, th.zeros(n_data, ACTION_DIM), th.randn(n_data, generator=seeded()), th.zeros(n_data))
+    model.ema_networks["denoiser"] = GaussianDenoiser(model.schedule, variance)
+    unguided, guided = (
+        model.imagine(
+            th.zeros(2000, OBSERVATION_DIM),
+            lambda s, _: s[..., :1],
+            objective_of(ExponentialAdvantageGuide(), linear_critic()),
+            c,
+            seeded(1),
+            guidance_weight="sigma4",
+        ).observations[:, 1]
+        for c in (0.0, scale)
+    )
+    difference = denoised = 0.0
+    for time, earlier in time_steps(n_steps):
+        coefficients = [model.schedule.coefficients(at) for at in (time, earlier)]
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = ([number.item() for number in pair] for pair in coefficients)
+        posterior = sigma_s**2 / sigma_t**2 * (sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2)
+        gain = alpha_t * variance / (alpha_t**2 * variance + sigma_t**2)
+        denoised = gain * difference + scale * posterior**2
+        kept = max(sigma_s**2 - (posterior if sampler == "ddpm" else 0.0), 0.0) ** 0.5
+        difference = alpha_s * denoised + kept * (difference - alpha_t * denoised) / sigma_t
+    # The gradient with respect to standardised states
+    expected = denoised * spread**2 * GAMMA * VALUE_WEIGHTS
+    assert expected.abs().max() > 0.001
+    # A few samples are clamped to the observed range
+    th.testing.assert_close((guided - unguided).median(0).values, expected, rtol=0.03, atol=1e-4)
+
+
+def test_an_unknown_weight_of_guidance_is_refused() -> None:
+    objective = objective_of(ExponentialAdvantageGuide(), linear_critic())
+    with pytest.raises(ValueError, match="`guidance_weight` must be one of"):
+        make_model().imagine(th.zeros(2, OBSERVATION_DIM), linear_policy, objective, 1.0, guidance_weight="sigma2")
+
+
+def test_a_guide_that_leaves_the_last_state_alone_moves_the_others_as_before() -> None:
+    moved = {}
+    for last_state in (True, False):
+        guide = ExponentialAdvantageGuide(weight="sigma4", last_state=last_state)
+        states = th.randn(5, HORIZON + 1, OBSERVATION_DIM, generator=seeded()).requires_grad_()
+        nothing = th.zeros(5, HORIZON, dtype=th.bool)
+        segments = Segments(states, th.zeros(5, HORIZON, ACTION_DIM), th.zeros(5, HORIZON), nothing, ~nothing)
+        (moved[last_state],) = th.autograd.grad(guide.checked_objective(segments, linear_critic()).sum(), states)
+    assert th.equal(moved[True][:, :-1], moved[False][:, :-1])
+    assert (moved[False][:, -1] == 0).all() and (moved[True][:, -1] != 0).all()

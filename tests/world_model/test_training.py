@@ -313,3 +313,25 @@ def test_fits_without_a_generator_draw_different_noise() -> None:
     for _ in range(2):
         model.fit(source, 1, 8)
     assert not th.equal(*levels)
+
+
+@pytest.mark.parametrize("sampler", ["flow", "ddpm"])
+def test_noise_levels_may_be_uniform_in_time(sampler: str) -> None:
+    """From the lowest level at which the sampler calls the denoiser to the highest."""
+    shares = {}
+    for density in ("sampler", "uniform"):
+        model, levels = make_model(n_denoising_steps=10, noise_density=density, sampler=sampler), []
+        source = Recording()
+        observe(model, source.every_transition())
+        # Schedules are shared
+        model.schedule = type(model.schedule)()
+        add_noise = model.schedule.add_noise
+        model.schedule.add_noise = lambda data, noise, time, add_noise=add_noise, levels=levels: (
+            levels.append(time) or add_noise(data, noise, time)
+        )
+        model.denoising_loss(source.segments(4000), seeded())
+        (times,) = levels
+        assert times.min() >= 0.1 - 1e-6 and times.max() <= 1
+        shares[density] = (times < 0.55).float().mean().item()
+    assert shares["uniform"] == pytest.approx(0.5, abs=0.03)
+    assert shares["sampler"] > 0.55

@@ -31,8 +31,8 @@ from linear_system import (
     seeded,
 )
 
+from sb3_agd.experience.segment_errors import segment_errors
 from sb3_agd.imagination import Critic, Guide, SigmoidAdvantageGuide
-from sb3_agd.imagination.segment_errors import segment_errors
 from sb3_agd.world_model import DiffusionWorldModel, Segments
 
 

@@ -63,7 +63,7 @@ for name in ([], *([name] for name in COMMANDS)):
         main()
     except SystemExit:
         pass
-print({"torch", "numpy", "gymnasium", "stable_baselines3", "rl_zoo3"} & sys.modules.keys(), file=sys.stderr)
+print({"torch", "stable_baselines3", "rl_zoo3"} & sys.modules.keys(), file=sys.stderr)
 """
 
 

@@ -24,7 +24,6 @@ MUJOCO = ["HalfCheetah", "Hopper", "Walker2d", "Reacher", "Ant", "Swimmer", "Inv
 ENVIRONMENTS = [*(f"{name}-v5" for name in MUJOCO), "Pendulum-v1", "CartPole-v1"]
 SHIPPED = {
     "agdppo": ENVIRONMENTS,
-    "agdppo_paper": ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Reacher-v5"],
     "ppo": ENVIRONMENTS,
     "trpo": ENVIRONMENTS,
     "sac": [env_id for env_id in ENVIRONMENTS if env_id != "CartPole-v1"],
@@ -49,11 +48,7 @@ def shipped(name: str) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(("name", "env_id"), [(name, env_id) for name in SHIPPED for env_id in SHIPPED[name]])
 def test_shipped_settings_build_their_algorithm(name: str, env_id: str, tmp_path: Path) -> None:
-    algo = name.removesuffix("_paper")
-    config = f"{name}.yml" if name == "agdppo_paper" else None
-    manager = AGDExperimentManager(
-        argparse.Namespace(), algo, env_id, str(tmp_path), eval_freq=-1, verbose=0, device="cpu", config=config
-    )
+    manager = AGDExperimentManager(argparse.Namespace(), name, env_id, str(tmp_path), eval_freq=-1, verbose=0, device="cpu")
     assert manager.config == str(HYPERPARAMS / f"{name}.yml")
     experiment = manager.setup_experiment()
     assert experiment is not None
@@ -75,13 +70,12 @@ def test_baselines_have_the_values_of_the_zoo_wherever_it_has_any(algo: str, n_t
     assert len(compared) == n_tasks
 
 
-@pytest.mark.parametrize("name", ["agdppo", "agdppo_paper"])
-def test_agdppo_shares_the_policy_settings_of_ppo(name: str) -> None:
+def test_agdppo_shares_the_policy_settings_of_ppo() -> None:
     baseline = shipped("ppo")
-    for env_id in SHIPPED[name]:
-        ours, theirs = shipped(name)[env_id], baseline[env_id]
+    for env_id in SHIPPED["agdppo"]:
+        ours, theirs = shipped("agdppo")[env_id], baseline[env_id]
         for key in POLICY_SETTINGS:
-            if (name, env_id, key) not in MEASURED:
+            if ("agdppo", env_id, key) not in MEASURED:
                 assert ours.get(key) == theirs.get(key), (env_id, key)
 
 
@@ -155,7 +149,9 @@ def test_interrupted_processes_do_not_cost_the_agent(tmp_path: Path, monkeypatch
 def test_the_users_file_comes_first_and_the_zoos_last(tmp_path: Path) -> None:
     assert find_config("own.yml", "ppo", "Hopper-v5") == "own.yml"
     assert find_config("own.package", "agdppo", "Hopper-v5") == "own.package"
-    assert find_config("agdppo_paper.yml", "agdppo", "Hopper-v5") == str(HYPERPARAMS / "agdppo_paper.yml")
+    assert find_config("ppo.yml", "agdppo", "Hopper-v5") == str(HYPERPARAMS / "ppo.yml")
+    assert find_config("paper.yml:agd_sag", "agdppo", "Hopper-v5") == str(HYPERPARAMS / "paper.yml") + ":agd_sag"
+    assert find_config("own.yml:best", "ppo", "Hopper-v5") == "own.yml:best"
     assert find_config(None, "ppo", "Hopper-v5") == str(HYPERPARAMS / "ppo.yml")
     assert find_config(None, "ppo", "MountainCar-v0") is None
     assert find_config(None, "a2c", "Hopper-v5") is None

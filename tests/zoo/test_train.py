@@ -15,7 +15,9 @@ from rl_zoo3.utils import create_test_env, get_saved_hyperparams
 from short_trainings import ENV, TINY, TRAIN, load
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_agd import ExponentialAdvantageGuide
 from sb3_agd.diagnostics.command import training_environment
+from sb3_agd.replication import PolicyScoreActions
 
 OPTIMIZE = [*TRAIN, "-n", "64", "-optimize", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
 
@@ -139,10 +141,15 @@ def test_imagine_plays_agents_with_stacked_frames_as_enjoy_does(tmp_path: Path) 
 
 
 def test_paper_settings_are_found_by_name(tmp_path: Path) -> None:
-    small = [setting for setting in TINY if not setting.startswith(("horizon", "n_denoising_steps"))]
+    own = ("horizon", "n_denoising_steps", "world_model_kwargs")
+    small = [setting for setting in TINY if not setting.startswith(own)]
+    small += ["n_denoising_steps:2", "world_model_kwargs:dict(network='mlp',network_kwargs=dict(width=16,depth=1))"]
     run_here(
         tmp_path,
-        *(*TRAIN, "-n", "64", "--eval-freq", "-1", "-conf", "agdppo_paper.yml", "-params", *small, "n_denoising_steps:2"),
+        *(*TRAIN, "-n", "64", "--eval-freq", "-1", "-conf", "paper.yml:agd_eag", "-params", *small),
     )
     model = load(tmp_path / "logs" / "agdppo" / f"{ENV}_1")
-    assert (model.sampler, model.guidance, model.guidance_scale, model.horizon) == ("ddpm", "eag", 4, 10)
+    assert (model.sampler, model.guidance_scale, model.horizon) == ("ddpm", 4, 10)
+    # Saved with the model
+    assert isinstance(model.guidance, ExponentialAdvantageGuide) and model.guidance.weight == "sigma4"
+    assert isinstance(model.action_sampler, PolicyScoreActions) and model.policy_data == "imagined"

@@ -1,40 +1,9 @@
-"""What imagination starts from: states, and actions that a user gives."""
+"""Observations and actions that a user gives, as vectors."""
 
 import numpy as np
-import torch as th
 from gymnasium import spaces
 
-from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.space_codecs import SpaceCodec
-from sb3_agd.world_model import Segments
-
-# Imagination starts from states among this many newest rows of the replay buffer: older ones come from older policies
-RECENT_ROWS = 20_000
-
-
-def recent_states(buffer: ReplayBuffer, n_states: int, rng: np.random.Generator) -> np.ndarray:
-    """
-    :param buffer: Real transitions
-    :param n_states: Number of states
-    :param rng: Source of randomness
-    :return: States before recent transitions, drawn with replacement, shape (n_states, observation_size)
-    """
-    env_indices, indices = buffer.recent_transitions(RECENT_ROWS)
-    chosen = rng.integers(len(indices), size=n_states)
-    return buffer.observations[env_indices[chosen], indices[chosen]]
-
-
-def states_along(segments: Segments[th.Tensor], generator: th.Generator) -> th.Tensor:
-    """
-    :param segments: Segments
-    :param generator: Source of randomness
-    :return: One state of each that is not terminal, any with the same probability, shape (B, observation_dim)
-    """
-    last = (segments.mask & ~segments.terminations).sum(1)
-    uniform = th.rand(len(segments), generator=generator, device=generator.device)
-    # The product can be rounded up
-    steps = th.minimum((uniform * (last + 1)).long(), last)
-    return segments.observations[th.arange(len(segments), device=steps.device), steps]
 
 
 def batched(codec: SpaceCodec, observations: np.ndarray) -> np.ndarray:

@@ -1,0 +1,71 @@
+"""The newest real rows that the critic is judged on, of several rollouts if they are short."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.utils import explained_variance
+
+# Rows that are enough to judge the critic and the world model on
+MIN_ROWS = 256
+
+
+@dataclass(frozen=True)
+class RealRows:
+    """
+    The newest real rows, those of several short rollouts joined: a few rows say nothing about the critic.
+
+    :param rewards: In the critic's units, shape (T, n_envs)
+    :param values: Values by the critic of the time, shape (T, n_envs)
+    :param episode_starts: Whether each row begins an episode, shape (T, n_envs)
+    :param advantages: Generalised advantages over all of the rows, shape (T, n_envs)
+    """
+
+    rewards: np.ndarray
+    values: np.ndarray
+    episode_starts: np.ndarray
+    advantages: np.ndarray
+
+    @classmethod
+    def of(cls, buffer: RolloutBuffer, before: RealRows | None) -> RealRows:
+        """
+        :param buffer: A full rollout buffer, not yet flattened
+        :param before: Rows up to the rollout before, ``None`` if there are none
+        :return: The rows of the buffer, after as many earlier ones as are missing to ``MIN_ROWS``
+        """
+        # The buffer changes its arrays in place
+        newest = cls(*map(np.array, (buffer.rewards, buffer.values, buffer.episode_starts, buffer.advantages)))
+        n_missing = math.ceil(MIN_ROWS / buffer.n_envs) - buffer.buffer_size
+        # A loaded model may go on with another number of environments
+        if before is None or n_missing <= 0 or before.values.shape[1] != buffer.n_envs:
+            return newest
+        rewards, values, starts = (
+            np.concatenate([getattr(before, name)[-n_missing:], getattr(newest, name)])
+            for name in ("rewards", "values", "episode_starts")
+        )
+        continues = 1 - starts[1:]
+        errors = rewards[:-1] + buffer.gamma * continues * values[1:] - values[:-1]
+        advantages = np.concatenate([np.zeros_like(values[: -buffer.buffer_size]), newest.advantages])
+        for step in reversed(range(len(values) - buffer.buffer_size)):
+            advantages[step] = errors[step] + buffer.gamma * buffer.gae_lambda * continues[step] * advantages[step + 1]
+        return cls(rewards, values, starts, advantages)
+
+    @property
+    def explained_variance(self) -> float:
+        """Share of the variance of the returns that the critic explains, at least 0."""
+        values = self.values.flatten()
+        variance = explained_variance(values, values + self.advantages.flatten())
+        return float(np.nan_to_num(np.clip(variance, 0, 1)))
+
+    def advantage_std(self, gamma: float) -> float:
+        """
+        :param gamma: Discount factor
+        :return: Standard deviation of the one-step advantages of all rows but the last, 0 if there is only one
+        """
+        if len(self.values) < 2:
+            return 0.0
+        continues = 1 - self.episode_starts[1:]
+        return float((self.rewards[:-1] + gamma * continues * self.values[1:] - self.values[:-1]).std())
