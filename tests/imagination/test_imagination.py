@@ -78,7 +78,7 @@ def test_a_custom_guide_is_used(guidance_mode: str) -> None:
     arguments |= {"n_candidates": 16, "guidance_mode": guidance_mode}
     model = AGDPPO("MlpPolicy", ToyEnv(), guidance=FirstDimension(), **arguments).learn(64)
     starts = np.zeros((200, 3), dtype=np.float32)
-    guided = model.imagine(starts, guidance_scale=3.0, seed=0).observations[:, 1:, 0].mean()
+    guided = model.imagine(starts, guidance_scale=10.0, seed=0).observations[:, 1:, 0].mean()
     assert guided > 0.1 + model.imagine(starts, guidance="none", seed=0).observations[:, 1:, 0].mean()
 
 

@@ -31,6 +31,7 @@ SHIPPED = {
 # Policy settings that runs of AGDPPO speak for
 MEASURED = {("agdppo", "Hopper-v5", key) for key in ("gamma", "gae_lambda", "policy_kwargs")}
 MEASURED |= {("agdppo", "Walker2d-v5", "clip_range"), ("agdppo", "HalfCheetah-v5", "policy_kwargs")}
+MEASURED |= {("agdppo", "Ant-v5", "policy_kwargs")}
 # What the network, the advantages and the policy loss are made of
 POLICY_SETTINGS = ("normalize", "policy_kwargs", "gamma", "gae_lambda", "clip_range", "vf_coef", "max_grad_norm")
 register()
