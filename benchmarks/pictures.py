@@ -20,9 +20,9 @@ from PIL import Image
 from benchmarks.compare import make_agent
 from benchmarks.suite import RESULTS
 from sb3_agd import AGDPPO
-from sb3_agd.checkpoint.poses import find_pose, prepare_renderer
 from sb3_agd.diagnostics import imagination_report
 from sb3_agd.diagnostics.evaluator import Evaluator
+from sb3_agd.diagnostics.poses import find_pose, prepare_renderer
 from sb3_agd.diagnostics.video import FRAMES_PER_SECOND, film_segment
 from sb3_agd.imagination import NO_GUIDANCE
 from sb3_agd.zoo.cli import filter_mujoco_warnings

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks.report import CHECKPOINTS, Interval, Results, iqm_curve, to_markdown
+from benchmarks.report import CHECKPOINTS, Interval, Results, iqm_curve, mean_curve, to_markdown
 from benchmarks.suite import RESULTS, Suite
 
 # What is measured again counts as well
@@ -66,17 +66,9 @@ def summarise(results: list[Results]) -> dict[str, Summary]:
             continue
         points, intervals = iqm_curve(scores)
         table = pd.concat([part.evaluations for part in results])
-        last = table[table.variant == variant].groupby("task").apply(seconds_of_runs, include_groups=False)
-        summaries[variant] = Summary(results[0].timesteps, points, intervals, len(scores), float(last.mean() / 60))
+        seconds = [mean_curve(runs).wall_seconds.iloc[-1] for _, runs in table[table.variant == variant].groupby("task")]
+        summaries[variant] = Summary(results[0].timesteps, points, intervals, len(scores), float(np.mean(seconds) / 60))
     return dict(sorted(summaries.items(), key=lambda item: -item[1].points[-1]))
-
-
-def seconds_of_runs(evaluations: pd.DataFrame) -> float:
-    """
-    :param evaluations: Of the runs of one algorithm on one task
-    :return: Median of their seconds of training
-    """
-    return evaluations[evaluations.timesteps >= evaluations.timesteps.max()].wall_seconds.median()
 
 
 def table(summaries: dict[str, Summary]) -> str:

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from sb3_agd.agdppo.imagination_mixin import ImaginationMixin
-from sb3_agd.checkpoint.poses import Scene
+from sb3_agd.diagnostics.poses import Scene
 from sb3_agd.experience.space_codecs import DictCodec, SpaceCodec
 from sb3_agd.experience.user_inputs import batched, checked_vectors
 from sb3_agd.experience.vec_envs import innermost

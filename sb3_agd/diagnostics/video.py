@@ -8,8 +8,8 @@ import numpy as np
 import torch as th
 from PIL import Image, ImageDraw
 
-from sb3_agd.checkpoint.poses import Pose, advanced, find_pose, n_skipped, prepare_renderer
 from sb3_agd.diagnostics.evaluator import Evaluator
+from sb3_agd.diagnostics.poses import Pose, advanced, find_pose, n_skipped, prepare_renderer
 from sb3_agd.diagnostics.progress import track
 from sb3_agd.imagination import Guidance
 

@@ -46,12 +46,12 @@ class RealRows:
             np.concatenate([getattr(before, name)[-n_missing:], getattr(newest, name)])
             for name in ("rewards", "values", "episode_starts")
         )
-        continues = 1 - starts[1:]
-        errors = rewards[:-1] + buffer.gamma * continues * values[1:] - values[:-1]
         advantages = np.concatenate([np.zeros_like(values[: -buffer.buffer_size]), newest.advantages])
+        joined = cls(rewards, values, starts, advantages)
+        errors, decay = joined.one_step_advantages(buffer.gamma), buffer.gamma * buffer.gae_lambda
         for step in reversed(range(len(values) - buffer.buffer_size)):
-            advantages[step] = errors[step] + buffer.gamma * buffer.gae_lambda * continues[step] * advantages[step + 1]
-        return cls(rewards, values, starts, advantages)
+            advantages[step] = errors[step] + decay * (1 - starts[step + 1]) * advantages[step + 1]
+        return joined
 
     @property
     def explained_variance(self) -> float:
@@ -60,12 +60,17 @@ class RealRows:
         variance = explained_variance(values, values + self.advantages.flatten())
         return float(np.nan_to_num(np.clip(variance, 0, 1)))
 
+    def one_step_advantages(self, gamma: float) -> np.ndarray:
+        """
+        :param gamma: Discount factor
+        :return: Those of all rows but the last, shape (T - 1, n_envs)
+        """
+        continues = 1 - self.episode_starts[1:]
+        return self.rewards[:-1] + gamma * continues * self.values[1:] - self.values[:-1]
+
     def advantage_std(self, gamma: float) -> float:
         """
         :param gamma: Discount factor
         :return: Standard deviation of the one-step advantages of all rows but the last, 0 if there is only one
         """
-        if len(self.values) < 2:
-            return 0.0
-        continues = 1 - self.episode_starts[1:]
-        return float((self.rewards[:-1] + gamma * continues * self.values[1:] - self.values[:-1]).std())
+        return float(self.one_step_advantages(gamma).std()) if len(self.values) > 1 else 0.0

@@ -19,7 +19,7 @@ from sb3_agd.world_model.termination import TerminationFn
 from sb3_agd.world_model.validation import check_arguments, check_choice, check_integer, check_number
 
 # Raises a ValueError that names the setting: (name, value)
-Check = Callable[[str, Any], None]
+Check = Callable[[str, Any], object]
 GUIDANCE_MODES = ("select", "gradient")
 POLICY_DATA = ("mixed", "imagined")
 
@@ -37,15 +37,6 @@ def make_guide(guidance: str | Guide) -> Guide | None:
     if not isinstance(guidance, str) or guidance not in GUIDES:
         raise ValueError(f"`guidance` must be one of {[*GUIDES, 'none']} or an instance of `Guide`, not {guidance!r}")
     return GUIDES[guidance]()
-
-
-def check_guidance(name: str, value: Any) -> None:
-    """
-    :param name: Name of the setting
-    :param value: Its value
-    :raises ValueError: If it is no guide
-    """
-    make_guide(value)
 
 
 def check_sampler(name: str, value: Any) -> None:
@@ -180,7 +171,7 @@ class Settings:
     :raises ValueError: If a setting is invalid
     """
 
-    guidance: str | Guide = field(default="sag", metadata=checked(check_guidance))
+    guidance: str | Guide = field(default="sag", metadata=checked(lambda _, value: make_guide(value)))
     guidance_mode: str = field(default="select", metadata=checked(partial(check_choice, choices=GUIDANCE_MODES)))
     guidance_scale: float | Schedule = field(default=1.0, metadata=checked(check_schedule))
     n_candidates: int = field(default=4, metadata=checked(partial(check_integer, minimum=2)))

@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import (
 from vec_env_checker import check_vec_env
 
 from sb3_agd import AGDPPO, AugmentedRolloutBuffer, DiffusionWorldModel, GuidanceCallback, ImaginedVecEnv, Segments
-from sb3_agd.checkpoint import poses
+from sb3_agd.diagnostics import poses
 from sb3_agd.world_model.segments import mask_after_termination
 
 MIXED = spaces.Dict(

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sb3_agd import AGDPPO
-from sb3_agd.checkpoint.poses import find_pose
 from sb3_agd.diagnostics import video
 from sb3_agd.diagnostics.evaluator import Evaluator
+from sb3_agd.diagnostics.poses import find_pose
 from sb3_agd.diagnostics.video import film, film_segment
 from sb3_agd.imagination import NO_GUIDANCE
 

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from sb3_agd.checkpoint.poses import find_pose, n_skipped
+from sb3_agd.diagnostics.poses import find_pose, n_skipped
 
 
 @pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Swimmer-v5", "Reacher-v5", "Ant-v5"])
