@@ -27,6 +27,18 @@ def read_settings(config: str) -> dict[str, dict[str, Any]]:
     return content if entry is None else content[entry]
 
 
+def settings_of(config: str, env_id: str) -> dict[str, Any]:
+    """
+    :param config: As for :func:`read_settings`
+    :param env_id: Name of the task
+    :return: Settings of the task, or the ``default`` ones for those that are not in the file, as in RL-Zoo
+    :raises FileNotFoundError: If there is no such file
+    :raises KeyError: If it has no such entry, or nothing for the task
+    """
+    settings = read_settings(config)
+    return settings[env_id if env_id in settings else "default"]
+
+
 def load_settings(algorithm: str, env_id: str) -> dict[str, Any]:
     """
     :param algorithm: Name of a file in ``hyperparams/``, without its ending

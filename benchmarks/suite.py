@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 from rl_zoo3 import ALGOS
 
-from benchmarks.settings import ENVIRONMENT_KEYS, read_settings
+from benchmarks.settings import ENVIRONMENT_KEYS, read_settings, settings_of
 from sb3_agd.zoo import register
 
 FOLDER = Path(__file__).parent
@@ -32,6 +32,7 @@ class Variant:
 
     :param algorithm: RL-Zoo's name of the algorithm
     :param n_seeds: Number of runs on each task
+    :param first_seed: Their first seed, by default the suite's
     :param settings: What differs from the settings in ``hyperparams/``
     :param config: File in ``hyperparams/``, or ``FILE.yml:ENTRY`` for one of several sets of settings in it; by default the
         file of the algorithm
@@ -41,6 +42,7 @@ class Variant:
     n_seeds: int
     settings: dict[str, Any] = field(default_factory=dict)
     config: str = ""
+    first_seed: int | None = None
 
     @property
     def source(self) -> str:
@@ -77,7 +79,7 @@ class Run:
             for name, parameter in inspect.signature(ALGOS[self.variant.algorithm]).parameters.items()
             if parameter.default is not parameter.empty
         }
-        settings = defaults | read_settings(self.variant.source)[self.task] | self.variant.settings
+        settings = defaults | settings_of(self.variant.source, self.task) | self.variant.settings
         relevant = {name: value for name, value in sorted(settings.items()) if name not in IRRELEVANT}
         # Classes among the defaults have no other form in JSON than their names
         return json.loads(json.dumps(relevant, default=str))
@@ -111,7 +113,7 @@ class Suite:
     :param steps: Environment steps of each run
     :param eval_freq: Environment steps between evaluations
     :param eval_episodes: Number of deterministic episodes of an evaluation
-    :param first_seed: The seeds are this one and those that follow
+    :param first_seed: The seeds are this one and those that follow, unless a variant has its own
     :param tasks: Names of the environments
     :param variants: What to compare, by name
     :param device: Device of the training, ``"auto"`` for a GPU if there is one
@@ -155,9 +157,9 @@ class Suite:
             except (KeyError, FileNotFoundError):
                 raise ValueError(f"{file}: variant {name!r} has no settings {variant.source}, or no such algorithm") from None
             missing = set(loaded.tasks) - set(tuned)
-            if missing:
+            if missing and "default" not in tuned:
                 raise ValueError(f"{variant.source} has no settings for {', '.join(sorted(missing))}")
-            given = set(variant.settings).union(*(tuned[task] for task in loaded.tasks))
+            given = set(variant.settings).union(*(settings_of(variant.source, task) for task in loaded.tasks))
             unknown = given - set(parameters) - set(ENVIRONMENT_KEYS)
             if unknown or not set(variant.settings).isdisjoint(IRRELEVANT):
                 names = sorted(unknown | (set(variant.settings) & IRRELEVANT))
@@ -168,7 +170,7 @@ class Suite:
         """All runs, ordered so that whatever part of them is finished is balanced: by seed, then task, then variant."""
         seeds = range(max((variant.n_seeds for variant in self.variants.values()), default=0))
         return [
-            Run(name, variant, task, self.first_seed + seed, self)
+            Run(name, variant, task, (self.first_seed if variant.first_seed is None else variant.first_seed) + seed, self)
             for seed, task, (name, variant) in product(seeds, self.tasks, self.variants.items())
             if seed < variant.n_seeds
         ]

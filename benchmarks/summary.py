@@ -1,5 +1,5 @@
 """
-Summarise `mujoco-100k` with all runs that count: the figure at the top of the README and the table under it::
+Summarise `mujoco-100k`: the figure at the top of the README and the table under it::
 
     python -m benchmarks.summary
 """
@@ -17,8 +17,7 @@ from matplotlib.ticker import FuncFormatter
 from benchmarks.report import CHECKPOINTS, Interval, Results, iqm_curve, mean_curve, to_markdown
 from benchmarks.suite import RESULTS, Suite
 
-# What is measured again counts as well
-SUITES = ("mujoco-100k", "mujoco-100k-repeated")
+SUITE = "mujoco-100k"
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "sample_efficiency.png"
 # Names as people write them, and a style for each that is distinct for colour-blind readers (Okabe and Ito). Those without
 # results are left out
@@ -53,21 +52,20 @@ class Summary:
     minutes: float
 
 
-def summarise(results: list[Results]) -> dict[str, Summary]:
+def summarise(results: Results) -> dict[str, Summary]:
     """
-    :param results: Results on the same tasks, of the same length
+    :param results: Results
     :return: All algorithms of ``NAMES`` that have results, the best one first
     """
     summaries = {}
     for variant in NAMES:
-        matrices = [part.matrix(variant) for part in results if variant in part.variants]
-        scores = np.concatenate(matrices) if matrices else np.empty(0)
+        scores = results.matrix(variant) if variant in results.variants else np.empty(0)
         if not len(scores):
             continue
         points, intervals = iqm_curve(scores)
-        table = pd.concat([part.evaluations for part in results])
-        seconds = [mean_curve(runs).wall_seconds.iloc[-1] for _, runs in table[table.variant == variant].groupby("task")]
-        summaries[variant] = Summary(results[0].timesteps, points, intervals, len(scores), float(np.mean(seconds) / 60))
+        tasks = [results.of_task(variant, task) for task in results.suite.tasks]
+        seconds = [mean_curve(runs).wall_seconds.iloc[-1] for runs in tasks]
+        summaries[variant] = Summary(results.timesteps, points, intervals, len(scores), float(np.mean(seconds) / 60))
     return dict(sorted(summaries.items(), key=lambda item: -item[1].points[-1]))
 
 
@@ -126,15 +124,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the folders of results, gets the table")
     parser.add_argument("--figure", type=Path, default=FIGURE, help="file of the figure")
     arguments = parser.parse_args()
-    results = []
-    for suite in map(Suite.load, SUITES):
-        try:
-            results.append(Results(suite, arguments.results / suite.name))
-        except ValueError as error:
-            print(error)
-    if not results:
-        parser.error(f"there is nothing to summarise in {arguments.results}")
-    summaries = summarise(results)
+    try:
+        suite = Suite.load(SUITE)
+        summaries = summarise(Results(suite, arguments.results / suite.name))
+    except ValueError as error:
+        parser.error(str(error))
     # rliable's theme is grey
     with plt.style.context("default"):
         plot(summaries, arguments.figure)

@@ -27,6 +27,8 @@ SHIPPED = {
     "ppo": ENVIRONMENTS,
     "trpo": ENVIRONMENTS,
     "sac": [env_id for env_id in ENVIRONMENTS if env_id != "CartPole-v1"],
+    "tqc": [f"{name}-v5" for name in MUJOCO[:4]],
+    "crossq": [f"{name}-v5" for name in MUJOCO[:4]],
 }
 # Policy settings that runs of AGDPPO speak for
 MEASURED = {("agdppo", "Hopper-v5", key) for key in ("gamma", "gae_lambda", "policy_kwargs")}
@@ -59,7 +61,7 @@ def test_shipped_settings_build_their_algorithm(name: str, env_id: str, tmp_path
     experiment[0].env.close()
 
 
-@pytest.mark.parametrize(("algo", "n_tasks"), [("ppo", 10), ("trpo", 7), ("sac", 6)])
+@pytest.mark.parametrize(("algo", "n_tasks"), [("ppo", 10), ("trpo", 7), ("sac", 6), ("tqc", 3), ("crossq", 3)])
 def test_baselines_have_the_values_of_the_zoo_wherever_it_has_any(algo: str, n_tasks: int) -> None:
     theirs = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / f"{algo}.yml").read_text())
     compared = set()
