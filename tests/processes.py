@@ -28,12 +28,12 @@ def wait_for(condition: Callable[[], Any]) -> Any:
     return outcome
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """Start a command in a folder, in a process of its own."""
+def start(folder: Path, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
+    """Start a command in a folder, in a process of its own, with further environment variables."""
     return subprocess.Popen(
         [sys.executable, "-m", "sb3_agd", *arguments],
         cwd=folder,
-        env={**os.environ, **SETTINGS},
+        env={**os.environ, **SETTINGS, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
