@@ -1,4 +1,4 @@
-"""A local server with the part of the Hugging Face hub's API that agents are uploaded and downloaded by, over LFS without Xet."""
+"""A local server with what agents need of the Hugging Face hub's API: upload (over LFS, without Xet) and download."""
 
 import base64
 import hashlib

@@ -44,7 +44,8 @@ In a clone of the repository of sb3_agd, install the package:
 pip install -c constraints.txt ".[zoo]"
 ```
 
-Then, {place}, load the agent and watch it. Its file is unpickled, which can run any code: load it only if you trust its source.
+Then, {place}, load the agent and watch it. Loading it can run any code, since its file is unpickled: do so only if you
+trust its source.
 
 ```bash
 {load}
@@ -67,13 +68,14 @@ Those that differ from the defaults of {title}:
 
 ## Limits
 
-This is one agent, trained with {steps:,} steps on one seed. Chance weighs: another seed can give a much better or a much worse one.
+This is one agent, trained with {steps:,} steps on one seed. Chance weighs: another seed may give a much better or a much
+worse one.
 {citation}"""
 
 IMAGINATION = """
 ## Imagine with it
 
-The file holds the world model as well, which imagines what the agent will do. `sb3-agd imagine` compares that with the real task:
+The file holds the world model as well, in which the agent can act. `sb3-agd imagine` compares that with the real task:
 
 ```bash
 sb3-agd imagine --env {env_id} --model {file}
@@ -212,7 +214,7 @@ def model_card(agent: Agent, evaluation: Evaluation, repo_id: str | None) -> str
     """
     :param agent: The agent
     :param evaluation: Its evaluation
-    :param repo_id: Name of the repository on the hub, with the organization; ``None`` if the card lies beside the agent's files
+    :param repo_id: Name of the repository on the hub, with the organization; ``None`` for files that do not go there
     :return: The model card
     """
     hyperparameters, command_line = agent.read_settings("config.yml"), agent.read_settings("args.yml")

@@ -15,8 +15,6 @@ from short_trainings import ENV, TINY, TRAIN
 ROOT = Path(__file__).parents[2]
 CONTROL = "CartPole-v1"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# Appended to commands of the card, which otherwise show something or take long
-QUICK = {"enjoy": ["--no-render", "-n", "300"], "imagine": ["--n-starts", "2", "--n-filmed", "0"]}
 
 
 @pytest.fixture(scope="module")
@@ -102,26 +100,13 @@ def test_nothing_is_loaded_from_the_hub_without_trust(tmp_path: Path, monkeypatc
 
 
 def test_commands_of_the_card_run_and_the_agent_returns_what_it_says(card: str, loaded: Path) -> None:
-    written = commands(card)
-    assert written.pop(0) == ["pip", "install", "-c", "constraints.txt", ".[zoo]"]
-    assert [words[-1 - words[::-1].index("sb3-agd") :][1] for words in written] == [
-        "load-from-hub",
-        "enjoy",
-        "enjoy",
-        "imagine",
-    ]
-    outputs = [
-        run_here(loaded, *words[1:], *QUICK[words[1]]) for words in written if words[0] == "sb3-agd" and "-n" not in words
-    ]
-    assert f"Loading agents/agdppo/{ENV}_1/{ENV}.zip" in outputs[0]
-    assert "after one step" in outputs[1]
-    (evaluate,) = (words for words in written if "-n" in words)
-    out = run_here(loaded, *evaluate[1:])
-    mean, n_episodes, kind = re.match(
-        r"(\S+ \+/- \S+), .* of (\d+) episodes with (\w+) actions", table(card)["return"]
-    ).groups()
-    assert f"{n_episodes} Episodes\nMean reward: {mean}\n" in out
-    assert kind == "deterministic"
+    install, _, watch, evaluate, imagine = commands(card)
+    assert install == ["pip", "install", "-c", "constraints.txt", ".[zoo]"]
+    assert f"Loading agents/agdppo/{ENV}_1/{ENV}.zip" in run_here(loaded, *watch[1:], "--no-render", "-n", "300")
+    assert "after one step" in run_here(loaded, *imagine[1:], "--n-starts", "2", "--n-filmed", "0")
+    said = re.fullmatch(r"(\S+ \+/- \S+), .* of (\d+) episodes with deterministic actions", table(card)["return"])
+    assert said is not None
+    assert f"{said[2]} Episodes\nMean reward: {said[1]}\n" in run_here(loaded, *evaluate[1:])
 
 
 def test_python_of_the_card_imagines(
