@@ -85,7 +85,8 @@ def film(agent: Agent, logs: Path, options: list[str], folder: Path) -> Path | N
     command = [*COMMAND, "record-video", "--algo", agent.algo, "--env", agent.env_id, "-f", str(logs)]
     # Without a display, MuJoCo renders through EGL only
     variables = os.environ if os.environ.get("DISPLAY") else {"MUJOCO_GL": "egl", **os.environ}
-    done = subprocess.run([*command, "-n", str(VIDEO_STEPS), "-o", str(folder), *options], env=variables)
+    command += ["-n", str(VIDEO_STEPS), "-o", str(folder), *options]
+    done = subprocess.run(command, env=variables, stdout=subprocess.DEVNULL)
     if done.returncode != 0:
         print(f"No video of {agent.env_id}, see above", file=sys.stderr)
         return None

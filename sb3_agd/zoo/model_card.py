@@ -60,7 +60,7 @@ These are the episodes of the return above:
 {imagination}
 ## Hyperparameters
 
-Those that differ from the defaults of {title}:
+As RL-Zoo takes them, where `lin_X` falls from X to 0 in the course of the training. All others are the defaults of {title}.
 
 ```python
 {hyperparameters}
@@ -245,7 +245,7 @@ def model_card(agent: Agent, evaluation: Evaluation, repo_id: str | None) -> str
         kind="random" if "--stochastic" in evaluation.options else "deterministic",
         versions=agent.versions,
         version=__version__,
-        place="in the folder of this file" if repo_id is None else "in any folder",
+        place="in the folder of this card" if repo_id is None else "in any folder",
         load=trust + shlex.join(["sb3-agd", "load-from-hub", *selected, *source, "-f", FOLDER]),
         enjoy=enjoy,
         evaluate=f"{enjoy} --no-render -n {evaluation.n_timesteps} {shlex.join(evaluation.options)}".rstrip(),
