@@ -47,6 +47,14 @@ def finish(process: "subprocess.Popen[str]") -> str:
     return out
 
 
+def skip_where_nothing_is_drawn(env_id: str, errors: str) -> None:
+    """Skip a test whose command failed to draw a task, if that cannot be drawn here by other means either."""
+    probe = f"import gymnasium; env = gymnasium.make('{env_id}', render_mode='rgb_array'); env.reset(); env.render()"
+    drawing = subprocess.run([sys.executable, "-c", probe], env={**os.environ, **SETTINGS}, capture_output=True, text=True)
+    assert drawing.returncode != 0, errors
+    pytest.skip(f"MuJoCo cannot render here: {drawing.stderr.splitlines()[-1]}")
+
+
 def run_here(folder: Path, *arguments: str) -> str:
     """Run a command in a folder, in this process, which has everything imported, and return what it wrote to stdout."""
     handler = signal.getsignal(signal.SIGTERM)

@@ -9,107 +9,19 @@ from zipfile import ZipFile
 
 import numpy as np
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_sb3 import EnvironmentName, ModelName
 
 from sb3_agd import __version__
 from sb3_agd.zoo.benchmark import training_steps
 
+TEMPLATE = Path(__file__).with_suffix(".md")
 # Where the card's commands put the agent
 FOLDER = "agents"
 # Packages whose versions are saved with an agent, as SB3 names them there
 SAVED_VERSIONS = ("Stable-Baselines3", "PyTorch", "Gymnasium")
 # Settings with which an agent's observations are not those of the task
 WRAPPERS = ("env_wrapper", "vec_env_wrapper", "frame_stack")
-
-CARD = """---
-{metadata}
----
-
-# **{title}** agent playing **{env_id}**
-
-| | |
-|---|---|
-| algorithm | {algorithm} |
-| task | {env_id}{env_kwargs} |
-| training | {steps:,} steps, seed {seed}{selection} |
-| return | {mean:.2f} +/- {deviation:.2f}, mean and standard deviation of {n_episodes} episodes with {kind} actions |
-| versions | trained with {versions}; evaluated with sb3_agd {version} |
-
-## Load and watch it
-
-In a clone of the repository of sb3_agd, install the package:
-
-```bash
-pip install -c constraints.txt ".[zoo]"
-```
-
-Then, {place}, load the agent and watch it. Loading it can run any code, since its file is unpickled: do so only if you
-trust its source.
-
-```bash
-{load}
-{enjoy}
-```
-
-These are the episodes of the return above:
-
-```bash
-{evaluate}
-```
-{imagination}
-## Hyperparameters
-
-As RL-Zoo takes them, where `lin_X` falls from X to 0 in the course of the training. All others are the defaults of {title}.
-
-```python
-{hyperparameters}
-```
-
-## Limits
-
-This is one agent, trained with {steps:,} steps on one seed. Chance weighs: another seed may give a much better or a much
-worse one.
-{citation}"""
-
-IMAGINATION = """
-## Imagine with it
-
-The file holds the world model as well, in which the agent can act. `sb3-agd imagine` compares that with the real task:
-
-```bash
-sb3-agd imagine --env {env_id} --model {file}
-```
-"""
-
-IMAGINATION_IN_PYTHON = """
-In Python, from four states at the start of episodes:
-
-```python
-from stable_baselines3.common.env_util import make_vec_env
-
-from sb3_agd import AGDPPO
-
-model = AGDPPO.load("{file}", device="cpu")
-observations = make_vec_env("{env_id}", n_envs=4, seed=0{env_kwargs}).reset()
-print(model.imagine(observations, seed=0))
-```
-"""
-
-CITATION = """
-## Citation
-
-AGDPPO is based on this paper, with changes:
-
-```bibtex
-@article{agd_mbrl,
-  author  = {Daniele Foffano and Arvid Eriksson and David Broman and Karl H. Johansson and Alexandre Proutiere},
-  title   = {Advantage-Guided Diffusion for Model-Based Reinforcement Learning},
-  journal = {arXiv preprint arXiv:2604.09035},
-  year    = {2026}
-}
-```
-"""
 
 
 @dataclass(frozen=True)
@@ -173,43 +85,6 @@ class Evaluation:
     options: list[str]
 
 
-def card_metadata(agent: Agent, evaluation: Evaluation) -> str:
-    """
-    :param agent: The agent
-    :param evaluation: Its evaluation
-    :return: What the hub reads, as YAML
-    """
-    result = EvalResult(
-        task_type="reinforcement-learning",
-        dataset_type=agent.env_id,
-        dataset_name=agent.env_id,
-        metric_type="mean_reward",
-        metric_value=f"{evaluation.returns.mean():.2f} +/- {evaluation.returns.std():.2f}",
-    )
-    return ModelCardData(
-        library_name="stable-baselines3",
-        tags=[agent.env_id, "deep-reinforcement-learning", "reinforcement-learning", "stable-baselines3", "sb3_agd"],
-        model_name=agent.algo.upper(),
-        eval_results=[result],
-    ).to_yaml()
-
-
-def imagination_section(agent: Agent, hyperparameters: dict[str, Any], env_kwargs: dict[str, Any]) -> str:
-    """
-    :param agent: An agent of AGDPPO
-    :param hyperparameters: Its hyperparameters
-    :param env_kwargs: Arguments of its task
-    :return: How to imagine with its world model
-    """
-    # As `load-from-hub` names the first agent of a folder
-    file = f"{FOLDER}/{agent.algo}/{agent.env_name}_1/{agent.env_name}.zip"
-    section = IMAGINATION.format(env_id=agent.env_id, file=file)
-    if any(hyperparameters.get(name) for name in WRAPPERS):
-        return section
-    argument = f", env_kwargs={env_kwargs}" if env_kwargs else ""
-    return section + IMAGINATION_IN_PYTHON.format(env_id=agent.env_id, file=file, env_kwargs=argument)
-
-
 def model_card(agent: Agent, evaluation: Evaluation, repo_id: str | None) -> str:
     """
     :param agent: The agent
@@ -218,38 +93,53 @@ def model_card(agent: Agent, evaluation: Evaluation, repo_id: str | None) -> str
     :return: The model card
     """
     hyperparameters, command_line = agent.read_settings("config.yml"), agent.read_settings("args.yml")
-    env_kwargs = command_line["env_kwargs"] or hyperparameters.get("env_kwargs") or {}
     # The command line of the training has the number that counts
     hyperparameters.pop("n_timesteps", None)
-    selected = ["--algo", agent.algo, "--env", agent.env_id]
-    if repo_id is None:
-        source, trust = ["--local", "."], ""
-    else:
+    value = f"{evaluation.returns.mean():.2f} +/- {evaluation.returns.std():.2f}"
+    result = EvalResult(
+        task_type="reinforcement-learning",
+        dataset_type=agent.env_id,
+        dataset_name=agent.env_id,
+        metric_type="mean_reward",
+        metric_value=value,
+    )
+    metadata = ModelCardData(
+        library_name="stable-baselines3",
+        tags=[agent.env_id, "deep-reinforcement-learning", "reinforcement-learning", "stable-baselines3", "sb3_agd"],
+        model_name=agent.algo.upper(),
+        eval_results=[result],
+    )
+    source, trust = ["--local", "."], ""
+    if repo_id is not None:
         organization, name = repo_id.split("/")
         source, trust = ["-orga", organization, "-name", name], "TRUST_REMOTE_CODE=True "
-    enjoy = shlex.join(["sb3-agd", "enjoy", *selected, "-f", FOLDER])
-    is_agdppo = agent.algo == "agdppo"
-    title = agent.algo.upper()
-    return CARD.format(
-        metadata=card_metadata(agent, evaluation),
-        title=title,
-        algorithm=f"{title}, PPO that also learns from what a diffusion world model imagines" if is_agdppo else title,
+
+    def command(name: str, *options: str) -> str:
+        return shlex.join(["sb3-agd", name, "--algo", agent.algo, "--env", agent.env_id, "-f", FOLDER, *options])
+
+    card = ModelCard.from_template(
+        metadata,
+        str(TEMPLATE),
+        title=agent.algo.upper(),
+        is_agdppo=agent.algo == "agdppo",
+        is_best=agent.file.name == "best_model.zip",
+        is_wrapped=any(hyperparameters.get(name) for name in WRAPPERS),
         env_id=agent.env_id,
-        env_kwargs=f" with {env_kwargs}" if env_kwargs else "",
+        env_kwargs=command_line["env_kwargs"] or hyperparameters.get("env_kwargs"),
         steps=training_steps(str(agent.file)),
         seed=command_line["seed"],
-        selection=", the best agent of the evaluations on the way" if agent.file.name == "best_model.zip" else "",
-        mean=evaluation.returns.mean(),
-        deviation=evaluation.returns.std(),
+        value=value,
         n_episodes=len(evaluation.returns),
         kind="random" if "--stochastic" in evaluation.options else "deterministic",
         versions=agent.versions,
         version=__version__,
-        place="in the folder of this card" if repo_id is None else "in any folder",
-        load=trust + shlex.join(["sb3-agd", "load-from-hub", *selected, *source, "-f", FOLDER]),
-        enjoy=enjoy,
-        evaluate=f"{enjoy} --no-render -n {evaluation.n_timesteps} {shlex.join(evaluation.options)}".rstrip(),
-        imagination=imagination_section(agent, hyperparameters, env_kwargs) if is_agdppo else "",
+        repo_id=repo_id,
+        load=trust + command("load-from-hub", *source),
+        enjoy=command("enjoy"),
+        film=command("record-video", "-n", "1000", "-o", "videos"),
+        evaluate=command("enjoy", "--no-render", "-n", str(evaluation.n_timesteps), *evaluation.options),
+        # As `load-from-hub` names the first agent of a folder
+        file=f"{FOLDER}/{agent.algo}/{agent.env_name}_1/{agent.env_name}.zip",
         hyperparameters=pprint.pformat(hyperparameters),
-        citation=CITATION if is_agdppo else "",
     )
+    return f"{card}\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hub_stand_in import Hub, running_hub
-from processes import PATIENCE, finish, run_here, start
+from processes import PATIENCE, finish, run_here, skip_where_nothing_is_drawn, start
 from short_trainings import ENV, TINY, TRAIN
 
 ROOT = Path(__file__).parents[2]
@@ -100,13 +100,23 @@ def test_nothing_is_loaded_from_the_hub_without_trust(tmp_path: Path, monkeypatc
 
 
 def test_commands_of_the_card_run_and_the_agent_returns_what_it_says(card: str, loaded: Path) -> None:
-    install, _, watch, evaluate, imagine = commands(card)
+    install, _, watch, _, evaluate, imagine = commands(card)
     assert install == ["pip", "install", "-c", "constraints.txt", ".[zoo]"]
     assert f"Loading agents/agdppo/{ENV}_1/{ENV}.zip" in run_here(loaded, *watch[1:], "--no-render", "-n", "300")
     assert "after one step" in run_here(loaded, *imagine[1:], "--n-starts", "2", "--n-filmed", "0")
     said = re.fullmatch(r"(\S+ \+/- \S+), .* of (\d+) episodes with deterministic actions", table(card)["return"])
     assert said is not None
     assert f"{said[2]} Episodes\nMean reward: {said[1]}\n" in run_here(loaded, *evaluate[1:])
+
+
+def test_the_card_films_the_agent(card: str, loaded: Path) -> None:
+    variable, _, *film = commands(card)[3]
+    assert variable == "MUJOCO_GL=egl"
+    process = start(loaded, *film, "-n", "10", MUJOCO_GL="egl")
+    _, errors = process.communicate(timeout=PATIENCE)
+    if process.returncode != 0:
+        skip_where_nothing_is_drawn(ENV, errors)
+    assert len([*(loaded / "videos").glob("*.mp4")]) == 1
 
 
 def test_python_of_the_card_imagines(
@@ -136,6 +146,7 @@ def test_the_card_says_what_the_agent_is(card: str, hub: Hub) -> None:
     other = hub.repositories[f"me/ppo-{CONTROL}"]["README.md"].decode()
     assert table(other)["algorithm"] == "PPO"
     assert "world model" not in other and "bibtex" not in other
+    assert "{" not in other.partition("## Hyperparameters")[0]
 
 
 def test_files_in_a_folder_are_loaded_without_the_hub(folder: Path, hub: Hub, tmp_path: Path) -> None:
