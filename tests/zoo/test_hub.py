@@ -3,14 +3,19 @@
 import ast
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hub_stand_in import Hub, running_hub
 from processes import PATIENCE, finish, run_here, skip_where_nothing_is_drawn, start
 from short_trainings import ENV, TINY, TRAIN
+
+from sb3_agd.zoo.model_card import Agent, Evaluation, model_card
 
 ROOT = Path(__file__).parents[2]
 CONTROL = "CartPole-v1"
@@ -163,3 +168,30 @@ def test_files_in_a_folder_are_loaded_without_the_hub(folder: Path, hub: Hub, tm
         run_here(tmp_path, *load)
     with pytest.raises(SystemExit, match="argument --exp-id"):
         run_here(tmp_path, *load, "--exp-id", "-1")
+
+
+def test_the_card_follows_the_task_and_the_choice_of_the_agent(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "agents" / "agdppo" / f"{ENV}_1"
+    shutil.copytree(folder / "logs" / "agdppo" / f"{ENV}_1", run)
+    evaluation = Evaluation(np.array([1.0, 3.0]), 100, ["--stochastic"])
+
+    def card_with(file: str, **changed: Any) -> str:
+        settings = run / ENV / file
+        settings.write_text(yaml.dump({**yaml.unsafe_load(settings.read_text()), **changed}))
+        return model_card(Agent("agdppo", ENV, agent), evaluation, repo_id=None)
+
+    agent = run / f"{ENV}.zip"
+    card = card_with("args.yml", env_kwargs={"frame_skip": 2})
+    assert table(card)["task"] == f"{ENV} with {{'frame_skip': 2}}"
+    assert table(card)["return"] == "2.00 +/- 1.00, mean and standard deviation of 2 episodes with random actions"
+    monkeypatch.chdir(tmp_path)
+    variables: dict[str, Any] = {}
+    exec(blocks(card, "python")[0], variables)
+    assert variables["model"].num_timesteps == 320
+    # Observations of the task alone are not enough to imagine from
+    card = card_with("config.yml", frame_stack=3)
+    assert len(blocks(card, "python")) == 1 and "sb3-agd imagine" in card
+    agent = agent.rename(run / "best_model.zip")
+    assert table(card_with("config.yml"))["training"] == "320 steps, seed 7, the best agent of the evaluations on the way"
