@@ -83,9 +83,9 @@ def film(agent: Agent, logs: Path, options: list[str], folder: Path) -> Path | N
     :return: The video, ``None`` if the task cannot be drawn here
     """
     command = [*COMMAND, "record-video", "--algo", agent.algo, "--env", agent.env_id, "-f", str(logs)]
+    command += ["-n", str(VIDEO_STEPS), "-o", str(folder), *options]
     # Without a display, MuJoCo renders through EGL only
     variables = os.environ if os.environ.get("DISPLAY") else {"MUJOCO_GL": "egl", **os.environ}
-    command += ["-n", str(VIDEO_STEPS), "-o", str(folder), *options]
     done = subprocess.run(command, env=variables, stdout=subprocess.DEVNULL)
     if done.returncode != 0:
         print(f"No video of {agent.env_id}, see above", file=sys.stderr)

@@ -15,7 +15,7 @@ from huggingface_sb3 import EnvironmentName, ModelName
 from sb3_agd import __version__
 from sb3_agd.zoo.benchmark import training_steps
 
-TEMPLATE = Path(__file__).with_suffix(".md")
+TEMPLATE = Path(__file__).with_suffix(".jinja")
 # Where the card's commands put the agent
 FOLDER = "agents"
 # Packages whose versions are saved with an agent, as SB3 names them there
@@ -130,7 +130,7 @@ def model_card(agent: Agent, evaluation: Evaluation, repo_id: str | None) -> str
         seed=command_line["seed"],
         value=value,
         n_episodes=len(evaluation.returns),
-        kind="random" if "--stochastic" in evaluation.options else "deterministic",
+        kind="stochastic" if "--stochastic" in evaluation.options else "deterministic",
         versions=agent.versions,
         version=__version__,
         repo_id=repo_id,

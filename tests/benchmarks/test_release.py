@@ -11,9 +11,9 @@ from processes import run_here
 from small_suite import call
 
 from benchmarks import release
-from benchmarks.release import is_finished, latest_agent
+from benchmarks.release import TASKS, is_finished, latest_agent, train
 
-TASK = "CartPole-v1"
+CHEAP_TASK = "CartPole-v1"
 STEPS = 256
 
 
@@ -23,7 +23,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(release, "EVALUATION_STEPS", 500)
     monkeypatch.setattr(release, "VIDEO_STEPS", 20)
     places = ["--logs", str(tmp_path / "logs"), "--folder", str(tmp_path / "agents")]
-    return ["--tasks", TASK, "--steps", str(STEPS), "--seed", "3", "--video", *places]
+    return ["--tasks", CHEAP_TASK, "--steps", str(STEPS), "--seed", "3", "--video", *places]
 
 
 def test_an_agent_is_trained_and_its_file_returns_what_its_card_says(
@@ -34,10 +34,10 @@ def test_an_agent_is_trained_and_its_file_returns_what_its_card_says(
     assert f"{file}: return " in capsys.readouterr().out
     with ZipFile(file) as archive:
         archive.extractall(tmp_path)
-    folder = tmp_path / f"agdppo-{TASK}"
+    folder = tmp_path / f"agdppo-{CHEAP_TASK}"
     assert {each.name for each in folder.iterdir()} == {
         *(
-            f"agdppo-{TASK}.zip",
+            f"agdppo-{CHEAP_TASK}.zip",
             "args.yml",
             "config.yml",
             "env_kwargs.yml",
@@ -59,13 +59,15 @@ def test_an_agent_is_trained_and_its_file_returns_what_its_card_says(
     assert "--seed 40000" in evaluate[1]
 
 
-def test_what_is_finished_is_not_trained_again(tmp_path: Path) -> None:
-    agent = latest_agent(TASK, tmp_path)
-    assert not is_finished(agent, STEPS)
-    train = ["train", "--algo", "agdppo", "--env", TASK, "--device", "cpu", "--eval-freq", "-1", "--verbose", "0"]
-    run_here(tmp_path, *train, "-n", str(STEPS), "-f", str(tmp_path))
-    agent = latest_agent(TASK, tmp_path)
-    assert is_finished(agent, STEPS)
+# The last one has no settings of its own
+@pytest.mark.parametrize("task", [*TASKS, "Acrobot-v1"])
+def test_what_is_finished_is_not_trained_again(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not is_finished(latest_agent(task, tmp_path), STEPS)
+    command = ["train", "--algo", "agdppo", "--env", task, "--device", "cpu", "--eval-freq", "-1", "--verbose", "0"]
+    run_here(tmp_path, *command, "-n", str(STEPS), "-f", str(tmp_path))
+    agent = train(task, STEPS, 0, tmp_path)
+    assert f"{task} was trained before" in capsys.readouterr().out
+    assert agent.file == tmp_path / "agdppo" / f"{task}_1" / f"{task}.zip"
     assert not is_finished(agent, STEPS + 1)
     settings = agent.settings / "config.yml"
     settings.write_text(yaml.dump({**yaml.unsafe_load(settings.read_text()), "synthetic_ratio": 1}))
@@ -73,7 +75,7 @@ def test_what_is_finished_is_not_trained_again(tmp_path: Path) -> None:
 
 
 def test_a_training_that_fails_ends_the_script(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments[arguments.index(TASK)] = "CartPol-v1"
+    arguments[arguments.index(CHEAP_TASK)] = "CartPol-v1"
     with pytest.raises(SystemExit, match="Training on CartPol-v1 did not come to its end"):
         call(release, monkeypatch, *arguments)
     assert not (tmp_path / "agents").exists()

@@ -185,7 +185,7 @@ def test_the_card_follows_the_task_and_the_choice_of_the_agent(
     agent = run / f"{ENV}.zip"
     card = card_with("args.yml", env_kwargs={"frame_skip": 2})
     assert table(card)["task"] == f"{ENV} with {{'frame_skip': 2}}"
-    assert table(card)["return"] == "2.00 +/- 1.00, mean and standard deviation of 2 episodes with random actions"
+    assert table(card)["return"] == "2.00 +/- 1.00, mean and standard deviation of 2 episodes with stochastic actions"
     monkeypatch.chdir(tmp_path)
     variables: dict[str, Any] = {}
     exec(blocks(card, "python")[0], variables)
