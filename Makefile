@@ -49,11 +49,11 @@ type: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet -b html docs docs/_build
 
-# The files for a package index, with what is installed already
+# The files for a package index, with what is installed already. Those of trained agents stay
 package: $(INSTALLED)
-	rm -rf dist
+	rm -f dist/*.whl dist/*.tar.gz
 	$(BIN)/python -m build --no-isolation > /dev/null
-	$(BIN)/twine check --strict dist/*
+	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -6,8 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 root = Path(__file__).parent
-# rl_zoo3 imports requests without saying so
-rl_zoo = ["rl_zoo3[plots]>=2.9,<3.0", "requests", "pyyaml"]
+# rl_zoo3 imports requests without saying so, and huggingface_hub needs jinja2 for model cards
+rl_zoo = ["rl_zoo3[plots]>=2.9,<3.0", "requests", "pyyaml", "jinja2"]
 # With what options of its commands need: TensorBoard, plots, rendering
 zoo = [*rl_zoo, "tensorboard", "matplotlib", "gymnasium[classic-control,mujoco]"]
 docs = ["sphinx", "furo", "myst-parser", "sphinx-copybutton"]
@@ -38,7 +38,7 @@ setup(
     # The settings lie at the root of the repository, where RL-Zoo users look for them, and in the package once installed
     packages=[*find_packages(include=["sb3_agd", "sb3_agd.*"]), "sb3_agd.hyperparams"],
     package_dir={"sb3_agd.hyperparams": "hyperparams"},
-    package_data={"sb3_agd": ["py.typed", "version.txt"], "sb3_agd.hyperparams": ["*.yml"]},
+    package_data={"sb3_agd": ["py.typed", "version.txt", "zoo/model_card.jinja"], "sb3_agd.hyperparams": ["*.yml"]},
     entry_points={"console_scripts": ["sb3-agd=sb3_agd.zoo.cli:main"]},
     python_requires=">=3.10",
     install_requires=[

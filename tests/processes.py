@@ -28,12 +28,12 @@ def wait_for(condition: Callable[[], Any]) -> Any:
     return outcome
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """Start a command in a folder, in a process of its own."""
+def start(folder: Path, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
+    """Start a command in a folder, in a process of its own, with further environment variables."""
     return subprocess.Popen(
         [sys.executable, "-m", "sb3_agd", *arguments],
         cwd=folder,
-        env={**os.environ, **SETTINGS},
+        env={**os.environ, **SETTINGS, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -45,6 +45,14 @@ def finish(process: "subprocess.Popen[str]") -> str:
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     return out
+
+
+def skip_where_nothing_is_drawn(env_id: str, errors: str) -> None:
+    """Skip a test whose command failed to draw a task, if that cannot be drawn here by other means either."""
+    probe = f"import gymnasium; env = gymnasium.make('{env_id}', render_mode='rgb_array'); env.reset(); env.render()"
+    drawing = subprocess.run([sys.executable, "-c", probe], env={**os.environ, **SETTINGS}, capture_output=True, text=True)
+    assert drawing.returncode != 0, errors
+    pytest.skip(f"MuJoCo cannot render here: {drawing.stderr.splitlines()[-1]}")
 
 
 def run_here(folder: Path, *arguments: str) -> str:

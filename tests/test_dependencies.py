@@ -19,6 +19,7 @@ README = Path(__file__).parents[1] / "README.md"
 ARGUMENTS = {
     "imagine": "--env Pendulum-v1 --model model.zip",
     "plot-from-file": "-i results",
+    "load-from-hub": "--algo agdppo --env Pendulum-v1 -f logs",
     "push-to-hub": "--algo agdppo --env Pendulum-v1 -f logs -orga me",
 }
 # Runs the given commands one after another

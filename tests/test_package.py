@@ -101,6 +101,18 @@ def test_the_metadata_name_license_keywords_and_links(built: Built) -> None:
     assert links["Paper"] == "https://arxiv.org/abs/2604.09035"
 
 
+def test_building_replaces_the_package_and_keeps_trained_agents(tmp_path: Path) -> None:
+    (tmp_path / "dist" / "agents").mkdir(parents=True)
+    agent, package = tmp_path / "dist" / "agents" / "agent.zip", tmp_path / "dist" / "sb3_agd.whl"
+    agent.touch()
+    package.touch()
+    dry = subprocess.run(["make", "--dry-run", "package"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for line in dry.stdout.splitlines():
+        if line.startswith("rm "):
+            subprocess.run(line, shell=True, cwd=tmp_path, check=True)
+    assert agent.exists() and not package.exists()
+
+
 def test_both_citation_files_say_the_same() -> None:
     entries = re.split(r"^@\w+{(\S+),\n", (ROOT / "CITATION.bib").read_text(), flags=re.MULTILINE)[1:]
     bib = {

@@ -22,6 +22,7 @@ from sb3_agd.zoo.parsers import (
     CommandParser,
     add_benchmark_arguments,
     add_imagine_arguments,
+    add_load_arguments,
     add_plot_arguments,
     add_push_arguments,
 )
@@ -78,7 +79,7 @@ COMMANDS = {
         "compare algorithms by the file of all-plots, with scores normalised", "sb3_agd.zoo.plots", add_plot_arguments
     ),
     "push-to-hub": Command("upload an agent to the Hugging Face hub", "sb3_agd.zoo.hub", add_push_arguments),
-    "load-from-hub": Command("download an agent from the Hugging Face hub", "rl_zoo3.load_from_hub"),
+    "load-from-hub": Command("download an agent from the Hugging Face hub", "sb3_agd.zoo.load_from_hub", add_load_arguments),
 }
 
 

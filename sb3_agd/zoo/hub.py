@@ -1,99 +1,52 @@
 """``sb3-agd push-to-hub``: an agent in the form that ``load-from-hub`` reads."""
 
 import argparse
-import pprint
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 from zipfile import ZipFile
 
 import huggingface_hub
-import numpy as np
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
-from huggingface_sb3 import EnvironmentName, ModelName, ModelRepoId
-from rl_zoo3.utils import get_model_path, get_saved_hyperparams
+from huggingface_sb3 import EnvironmentName, ModelRepoId
+from rl_zoo3.utils import get_model_path
 
 from sb3_agd.zoo.benchmark import evaluate
+from sb3_agd.zoo.model_card import Agent, Evaluation, model_card
 
-CARD = """---
-{metadata}
----
-
-# **{algo}** agent playing **{env_id}**
-
-A trained agent for [Stable-Baselines3](https://github.com/DLR-RM/stable-baselines3) from
-[RL Baselines3 Zoo](https://github.com/DLR-RM/rl-baselines3-zoo) with the package sb3_agd.
-
-```bash
-TRUST_REMOTE_CODE=True sb3-agd load-from-hub --algo {algo} --env {env_id} -orga {organization} -name {repo_name} -f logs
-sb3-agd enjoy --algo {algo} --env {env_id} -f logs
-```
-
-Hyperparameters:
-
-```python
-{hyperparameters}
-```
-"""
+# Files of an agent on the hub, besides its own
+SETTINGS = ("args.yml", "config.yml", "env_kwargs.yml")
+METRICS = "train_eval_metrics.zip"
+# Not all agents have them
+STATISTICS = "vec_normalize.pkl"
+CARD_FILE = "README.md"
+# The hub shows a video of this name
+VIDEO = "replay.mp4"
 
 
-def model_card(algo: str, env_id: str, repo_id: str, returns: np.ndarray, hyperparameters: dict[str, Any]) -> str:
+def gather_files(agent: Agent, evaluation: Evaluation, folder: Path, repo_id: str | None, video: Path | None) -> None:
     """
-    :param algo: Name of the algorithm
-    :param env_id: Environment ID
-    :param repo_id: Name of the repository, with the organization
-    :param returns: Returns of the agent
-    :param hyperparameters: Its hyperparameters
-    :return: The model card
-    """
-    result = EvalResult(
-        task_type="reinforcement-learning",
-        dataset_type=env_id,
-        dataset_name=env_id,
-        metric_type="mean_reward",
-        metric_value=f"{returns.mean():.2f} +/- {returns.std():.2f}",
-    )
-    metadata = ModelCardData(
-        library_name="stable-baselines3",
-        tags=[env_id, "deep-reinforcement-learning", "reinforcement-learning", "stable-baselines3"],
-        model_name=algo.upper(),
-        eval_results=[result],
-    )
-    organization, repo_name = repo_id.split("/")
-    return CARD.format(
-        metadata=metadata.to_yaml(),
-        algo=algo,
-        env_id=env_id,
-        organization=organization,
-        repo_name=repo_name,
-        hyperparameters=pprint.pformat(dict(hyperparameters)),
-    )
+    Copy what belongs to an agent, and write its model card.
 
-
-def gather_files(agent: Path, env_name: EnvironmentName, name: ModelName, folder: Path) -> None:
+    :param agent: The agent
+    :param evaluation: Its evaluation
+    :param folder: Folder for the files
+    :param repo_id: Name of the repository on the hub, with the organization; ``None`` for files that do not go there
+    :param video: Video to show
     """
-    Copy what belongs to an agent.
-
-    :param agent: File of the agent
-    :param env_name: Name of the environment
-    :param name: Name of the agent on the hub
-    :param folder: Folder for the hub
-    """
-    settings = agent.parent / env_name
-    shutil.copy(agent, folder / name.filename)
-    shutil.copy(settings / "args.yml", folder)
-    shutil.copy(settings / "config.yml", folder)
-    # No more dangerous than the agent's file, which holds pickles, too
-    env_kwargs = yaml.load((settings / "args.yml").read_text(), Loader=yaml.UnsafeLoader)["env_kwargs"]
-    (folder / "env_kwargs.yml").write_text(yaml.dump(env_kwargs or {}))
-    statistics = settings / "vecnormalize.pkl"
+    shutil.copy(agent.file, folder / agent.name.filename)
+    shutil.copy(agent.settings / "args.yml", folder)
+    shutil.copy(agent.settings / "config.yml", folder)
+    (folder / "env_kwargs.yml").write_text(yaml.dump(agent.read_settings("args.yml")["env_kwargs"] or {}))
+    statistics = agent.settings / "vecnormalize.pkl"
     if statistics.is_file():
-        shutil.copy(statistics, folder / "vec_normalize.pkl")
-    with ZipFile(folder / "train_eval_metrics.zip", "w") as archive:
-        for file in (*agent.parent.glob("evaluations.npz"), *agent.parent.glob("*.csv")):
+        shutil.copy(statistics, folder / STATISTICS)
+    with ZipFile(folder / METRICS, "w") as archive:
+        for file in (*agent.file.parent.glob("evaluations.npz"), *agent.file.parent.glob("*.csv")):
             archive.write(file, file.name)
+    if video is not None:
+        shutil.copy(video, folder / VIDEO)
+    (folder / CARD_FILE).write_text(model_card(agent, evaluation, repo_id))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -102,25 +55,17 @@ def run(arguments: argparse.Namespace) -> None:
 
     :param arguments: Command line, see :func:`sb3_agd.zoo.parsers.add_push_arguments`
     """
-    env_name = EnvironmentName(arguments.env)
-    name = ModelName(arguments.algo, env_name)
-    repo_id = str(ModelRepoId(arguments.organization, arguments.repo_name or name))
-    _, agent, log_path = get_model_path(
-        arguments.exp_id, arguments.folder, arguments.algo, env_name, load_best=arguments.load_best
+    algo, env_id = arguments.algo, arguments.env
+    _, file, _ = get_model_path(
+        arguments.exp_id, arguments.folder, algo, EnvironmentName(env_id), load_best=arguments.load_best
     )
-    options = ["--exp-id", str(arguments.exp_id), *(["--load-best"] if arguments.load_best else [])]
-    returns = evaluate(
-        arguments.algo, arguments.env, arguments.folder, arguments.n_timesteps, [*options, *arguments.enjoy_options]
-    )
-    hyperparameters, _ = get_saved_hyperparams(str(Path(log_path) / env_name))
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        gather_files(Path(agent), env_name, name, folder)
-        card = model_card(arguments.algo, arguments.env, repo_id, returns, hyperparameters)
-        (folder / "README.md").write_text(card)
-        if arguments.video is not None:
-            # The hub shows a video of this name
-            shutil.copy(arguments.video, folder / "replay.mp4")
+    agent = Agent(algo, env_id, Path(file))
+    repo_id = str(ModelRepoId(arguments.organization, arguments.repo_name or agent.name))
+    n_timesteps, options = arguments.n_timesteps, arguments.enjoy_options
+    chosen = ["--exp-id", str(arguments.exp_id), *(["--load-best"] if arguments.load_best else [])]
+    returns = evaluate(algo, env_id, arguments.folder, n_timesteps, [*chosen, *options])
+    with tempfile.TemporaryDirectory() as folder:
+        gather_files(agent, Evaluation(returns, n_timesteps, options), Path(folder), repo_id, arguments.video)
         api = huggingface_hub.HfApi()
         url = api.create_repo(repo_id, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=arguments.commit_message)

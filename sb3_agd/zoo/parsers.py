@@ -62,6 +62,20 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     add_evaluation_arguments(parser, n_timesteps=150_000)
 
 
+def add_load_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: Parser of ``load-from-hub``
+    """
+    parser.add_argument("--algo", required=True, help="algorithm, agdppo for example")
+    parser.add_argument("--env", required=True, help="environment ID")
+    parser.add_argument("-f", "--folder", required=True, help="folder for trained agents")
+    parser.add_argument("-orga", "--organization", default="sb3", help="user or organization on the hub")
+    parser.add_argument("-name", "--repo-name", help="name of the repository (default: ALGO-ENV)")
+    parser.add_argument("--local", type=Path, metavar="FOLDER", help="a folder with the agent's files in place of the hub")
+    parser.add_argument("--exp-id", type=int, default=0, help="number of the run, 0 for a new one")
+    parser.add_argument("--force", action="store_true", help="replace the run of that number")
+
+
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     """
     :param parser: Parser of ``push-to-hub``

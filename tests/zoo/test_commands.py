@@ -1,15 +1,12 @@
 """RL-Zoo's commands around one short training: what it leaves can be continued, played, filmed, evaluated and plotted."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch as th
 import yaml
-from processes import PATIENCE, SETTINGS, finish, run_here, start
+from processes import PATIENCE, finish, run_here, skip_where_nothing_is_drawn, start
 from short_trainings import ENV, TINY, TRAIN, load
 from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -89,11 +86,7 @@ def test_recorded_video_shows_something(trained: Path) -> None:
     process = start(trained, "record-video", "--algo", "agdppo", "--env", ENV, "-f", "logs", "-n", "10", "-o", "videos")
     _, errors = process.communicate(timeout=PATIENCE)
     if process.returncode != 0:
-        probe = f"import gymnasium; env = gymnasium.make('{ENV}', render_mode='rgb_array'); env.reset(); env.render()"
-        environment = {**os.environ, **SETTINGS}
-        drawing = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True)
-        assert drawing.returncode != 0, errors
-        pytest.skip(f"MuJoCo cannot render here: {drawing.stderr.splitlines()[-1]}")
+        skip_where_nothing_is_drawn(ENV, errors)
     (video,) = (trained / "videos").glob("*.mp4")
     from moviepy import VideoFileClip
 

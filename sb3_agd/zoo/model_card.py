@@ -1,0 +1,145 @@
+"""The model card of a trained agent: what it is, what it returned, and how to load it."""
+
+import pprint
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_sb3 import EnvironmentName, ModelName
+
+from sb3_agd import __version__
+from sb3_agd.zoo.benchmark import training_steps
+
+TEMPLATE = Path(__file__).with_suffix(".jinja")
+# Where the card's commands put the agent
+FOLDER = "agents"
+# Packages whose versions are saved with an agent, as SB3 names them there
+SAVED_VERSIONS = ("Stable-Baselines3", "PyTorch", "Gymnasium")
+# Settings with which an agent's observations are not those of the task
+WRAPPERS = ("env_wrapper", "vec_env_wrapper", "frame_stack")
+
+
+@dataclass(frozen=True)
+class Agent:
+    """
+    A trained agent in a run folder of RL-Zoo.
+
+    :param algo: Name of the algorithm
+    :param env_id: Environment ID
+    :param file: File of the agent
+    """
+
+    algo: str
+    env_id: str
+    file: Path
+
+    @property
+    def env_name(self) -> EnvironmentName:
+        """Name of the environment in paths."""
+        return EnvironmentName(self.env_id)
+
+    @property
+    def name(self) -> ModelName:
+        """Name of the agent on the hub."""
+        return ModelName(self.algo, self.env_name)
+
+    @property
+    def settings(self) -> Path:
+        """Folder of what RL-Zoo saved about the training."""
+        return self.file.parent / self.env_name
+
+    def read_settings(self, file: str) -> dict[str, Any]:
+        """
+        :param file: ``"args.yml"`` for the command line of the training, ``"config.yml"`` for the hyperparameters
+        :return: Its content
+        """
+        # No more dangerous than the agent's file, which holds pickles, too
+        return dict(yaml.load((self.settings / file).read_text(), Loader=yaml.UnsafeLoader))
+
+    @property
+    def versions(self) -> str:
+        """Versions of the packages that the agent was trained with."""
+        with ZipFile(self.file) as archive:
+            lines = archive.read("system_info.txt").decode().splitlines()
+        saved = dict(line.removeprefix("- ").split(": ", 1) for line in lines)
+        return ", ".join(f"{package} {saved[package]}" for package in SAVED_VERSIONS)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    Episodes that an agent was evaluated in.
+
+    :param returns: Return of each episode
+    :param n_timesteps: Number of steps that ``enjoy`` played
+    :param options: Its further options
+    """
+
+    returns: np.ndarray
+    n_timesteps: int
+    options: list[str]
+
+
+def model_card(agent: Agent, evaluation: Evaluation, repo_id: str | None) -> str:
+    """
+    :param agent: The agent
+    :param evaluation: Its evaluation
+    :param repo_id: Name of the repository on the hub, with the organization; ``None`` for files that do not go there
+    :return: The model card
+    """
+    hyperparameters, command_line = agent.read_settings("config.yml"), agent.read_settings("args.yml")
+    # The command line of the training has the number that counts
+    hyperparameters.pop("n_timesteps", None)
+    value = f"{evaluation.returns.mean():.2f} +/- {evaluation.returns.std():.2f}"
+    result = EvalResult(
+        task_type="reinforcement-learning",
+        dataset_type=agent.env_id,
+        dataset_name=agent.env_id,
+        metric_type="mean_reward",
+        metric_value=value,
+    )
+    metadata = ModelCardData(
+        library_name="stable-baselines3",
+        tags=[agent.env_id, "deep-reinforcement-learning", "reinforcement-learning", "stable-baselines3", "sb3_agd"],
+        model_name=agent.algo.upper(),
+        eval_results=[result],
+    )
+    source, trust = ["--local", "."], ""
+    if repo_id is not None:
+        organization, name = repo_id.split("/")
+        source, trust = ["-orga", organization, "-name", name], "TRUST_REMOTE_CODE=True "
+
+    def command(name: str, *options: str) -> str:
+        return shlex.join(["sb3-agd", name, "--algo", agent.algo, "--env", agent.env_id, "-f", FOLDER, *options])
+
+    card = ModelCard.from_template(
+        metadata,
+        str(TEMPLATE),
+        title=agent.algo.upper(),
+        is_agdppo=agent.algo == "agdppo",
+        is_best=agent.file.name == "best_model.zip",
+        is_wrapped=any(hyperparameters.get(name) for name in WRAPPERS),
+        env_id=agent.env_id,
+        env_kwargs=command_line["env_kwargs"] or hyperparameters.get("env_kwargs"),
+        steps=training_steps(str(agent.file)),
+        seed=command_line["seed"],
+        value=value,
+        n_episodes=len(evaluation.returns),
+        kind="stochastic" if "--stochastic" in evaluation.options else "deterministic",
+        versions=agent.versions,
+        version=__version__,
+        repo_id=repo_id,
+        load=trust + command("load-from-hub", *source),
+        enjoy=command("enjoy"),
+        film=command("record-video", "-n", "1000", "-o", "videos"),
+        evaluate=command("enjoy", "--no-render", "-n", str(evaluation.n_timesteps), *evaluation.options),
+        # As `load-from-hub` names the first agent of a folder
+        file=f"{FOLDER}/{agent.algo}/{agent.env_name}_1/{agent.env_name}.zip",
+        hyperparameters=pprint.pformat(hyperparameters),
+    )
+    return f"{card}\n"
