@@ -12,7 +12,7 @@ if TYPE_CHECKING:
         GuidanceCallback,
         ResumableCheckpointCallback,
     )
-    from sb3_agd.diagnostics import GuidanceGainCallback, ImaginedVecEnv, imagination_report
+    from sb3_agd.diagnostics import GuidanceGainCallback, ImaginationCallback, ImaginedVecEnv, imagination_report
     from sb3_agd.imagination import ExponentialAdvantageGuide, Guide, RewardGuide, SigmoidAdvantageGuide
     from sb3_agd.world_model import DiffusionWorldModel, Segments
 
@@ -27,6 +27,7 @@ __all__ = [
     "GuidanceCallback",
     "GuidanceGainCallback",
     "Guide",
+    "ImaginationCallback",
     "ImaginedVecEnv",
     "ResumableCheckpointCallback",
     "RewardGuide",

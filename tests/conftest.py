@@ -1,17 +1,24 @@
 """What all tests share."""
 
+import contextlib
+import io
 import multiprocessing
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch as th
+from environments import SMALL
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_agd import DiffusionWorldModel
+from sb3_agd import AGDPPO, DiffusionWorldModel
 from sb3_agd.zoo.cli import main
 
 # On matrices as small as those of the tests, more threads are many times slower when the machine has other work.
@@ -69,3 +76,29 @@ def short_training(short_fits: None, monkeypatch: pytest.MonkeyPatch) -> None:
         return learn(self, min(total_timesteps, 1024), *args, **kwargs)
 
     monkeypatch.setattr(OnPolicyAlgorithm, "learn", short_learn)
+
+
+@pytest.fixture(scope="session")
+def hopper_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """File of an agent that was trained with normalisation. With its discount factor, Monte Carlo returns take few steps."""
+    file = tmp_path_factory.mktemp("trained") / "hopper.zip"
+    AGDPPO("MlpPolicy", VecNormalize(make_vec_env("Hopper-v5", seed=0)), **SMALL, gamma=0.8).learn(128).save(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def command_run(hopper_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """Folder, output and errors of a run of the command, with a video if MuJoCo can render."""
+    folder = tmp_path_factory.mktemp("command")
+    words = ["sb3-agd", "imagine", "--env", "Hopper-v5", "--model", str(hopper_file), "-f", str(folder)]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        warnings.catch_warnings(record=True) as caught,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setenv("MUJOCO_GL", "egl")
+        patch.setattr(sys, "argv", [*words, "--n-starts", "2", "--n-filmed", "3"])
+        main()
+    return folder, out.getvalue(), err.getvalue() + "".join(f"{warning.message}\n" for warning in caught)

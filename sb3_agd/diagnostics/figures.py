@@ -1,7 +1,5 @@
 """Plots of a report."""
 
-from pathlib import Path
-
 import numpy as np
 import torch as th
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -39,15 +37,15 @@ def new_figure(width: float, height: float) -> Figure:
     :param height: In inches
     :return: A figure that needs no display and leaves matplotlib's settings alone
     """
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def plot_errors(errors: dict[str, dict[str, list[float]]], file: Path) -> None:
+def plot_errors(errors: dict[str, dict[str, list[float]]]) -> Figure:
     """
     :param errors: For states, rewards and terminations, lists of one figure per step
-    :param file: Where to save the figure
+    :return: The figure
     """
     # Many tasks have no terminations
     shown = {what: curves for what, curves in errors.items() if any(map(any, curves.values()))}
@@ -66,16 +64,16 @@ def plot_errors(errors: dict[str, dict[str, list[float]]], file: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    figure.savefig(file, dpi=120)
+    return figure
 
 
-def plot_dimensions(real: Segments[th.Tensor], samples: Segments[th.Tensor], file: Path) -> None:
+def plot_dimensions(real: Segments[th.Tensor], samples: Segments[th.Tensor]) -> Figure:
     """
     The dimensions that change most in relation to their spread over all start states, from a few start states.
 
     :param real: Real segments in raw units, B of them
     :param samples: Imagined segments after the same actions, the same number from each start state
-    :param file: Where to save the figure
+    :return: The figure
     """
     truth = real.observations.cpu().numpy()
     imagined = samples.observations.cpu().numpy().reshape(len(truth), -1, *truth.shape[1:])
@@ -101,14 +99,14 @@ def plot_dimensions(real: Segments[th.Tensor], samples: Segments[th.Tensor], fil
     for axes, start in zip(grid[-1], starts, strict=True):
         axes.set_xlabel(f"step of segment {start}")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
-    figure.savefig(file, dpi=110)
+    return figure
 
 
-def plot_advantages(advantages: dict[str, dict[str, np.ndarray]], gains: dict[str, dict[str, float]], file: Path) -> None:
+def plot_advantages(advantages: dict[str, dict[str, np.ndarray]], gains: dict[str, dict[str, float]]) -> Figure:
     """
     :param advantages: For each kind, the advantages of segments with and without guidance
     :param gains: For each kind, the gain of guidance and its standard error
-    :param file: Where to save the figure
+    :return: The figure
     """
     figure = new_figure(3.7 * len(advantages), 3.6)
     for axes, (kind, groups) in zip(figure.subplots(1, len(advantages), squeeze=False)[0], advantages.items(), strict=True):
@@ -124,4 +122,4 @@ def plot_advantages(advantages: dict[str, dict[str, np.ndarray]], gains: dict[st
         axes.set_ylabel("segments")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    figure.savefig(file, dpi=120)
+    return figure

@@ -4,12 +4,10 @@ import warnings
 from collections.abc import Callable
 
 import gymnasium as gym
-from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_agd.agdppo import AGDPPO
-from sb3_agd.checkpoint.random_streams import untouched_global_streams
-from sb3_agd.checkpoint.resume import check_sees_each_step
 from sb3_agd.diagnostics.evaluator import Evaluator
+from sb3_agd.diagnostics.evaluator_callback import EvaluatorCallback
 from sb3_agd.experience.segment_errors import segment_errors
 from sb3_agd.imagination import NO_GUIDANCE
 from sb3_agd.world_model.validation import check_integer
@@ -20,7 +18,7 @@ NOT_RESTORABLE = (
 )
 
 
-class GuidanceGainCallback(BaseCallback):
+class GuidanceGainCallback(EvaluatorCallback):
     """
     Log by how much guidance raises the advantage of segments: ``agd/claimed_gain`` as the world model imagines the segments,
     ``agd/true_gain`` as they are after the same actions in a real environment. Both are judged by the present critic, in
@@ -48,49 +46,26 @@ class GuidanceGainCallback(BaseCallback):
         self.make_env = make_env
         self.every_n_rollouts = every_n_rollouts
         self.n_starts = n_starts
-        self.evaluator: Evaluator | None = None
 
-    def _init_callback(self) -> None:
-        check_sees_each_step(self)
-
-    def _on_training_start(self) -> None:
-        check_sees_each_step(self)
+    def _make_evaluator(self, model: AGDPPO) -> Evaluator:
         # That of a training which ended with an exception
         self._on_training_end()
-        if not isinstance(self.model, AGDPPO):
-            raise ValueError(f"GuidanceGainCallback needs AGDPPO, not {type(self.model).__name__}")
-        with untouched_global_streams():
-            self.evaluator = Evaluator(self.model, self.make_env, self.model.num_timesteps)
-            if self.evaluator.collect_start_states(self.n_starts).snapshots is None:
-                self._on_training_end()
-                raise ValueError(f"`make_env` of GuidanceGainCallback: {NOT_RESTORABLE}")
+        evaluator = Evaluator(model, self.make_env, model.num_timesteps)
+        if evaluator.collect_start_states(self.n_starts).snapshots is None:
+            evaluator.env.close()
+            raise ValueError(f"`make_env` of GuidanceGainCallback: {NOT_RESTORABLE}")
+        return evaluator
 
-    def _on_step(self) -> bool:
-        return True
+    def _is_due(self, n_steps: int, rollout_size: int) -> bool:
+        return n_steps // rollout_size % self.every_n_rollouts == 0
 
-    def _on_rollout_end(self) -> None:
-        model = self.model
-        assert isinstance(model, AGDPPO)
-        n_rollouts = model.num_timesteps // (model.n_steps * model.n_envs)
-        if n_rollouts % self.every_n_rollouts == 0 and model.world_model.is_trained:
-            with untouched_global_streams():
-                self._measure(model)
-
-    def _measure(self, model: AGDPPO) -> None:
-        """
-        Log both gains.
-
-        :param model: The algorithm, after a rollout
-        """
-        evaluator = self.evaluator
-        assert evaluator is not None
+    def _measure(self, evaluator: Evaluator) -> None:
+        model = evaluator.model
         # As in this rollout: SB3 updates its own figure later
         progress_remaining = max(0.0, 1.0 - model.num_timesteps / model._total_timesteps)
         guidance = model.imagination.effective_guidance(model.settings.guidance_at(progress_remaining))
         if not (guidance.selects or guidance.moves):
             return
-        # Other start states in each rollout, but the same after a resumption
-        evaluator.set_seed(model.num_timesteps)
         start_states = evaluator.collect_start_states(self.n_starts)
         guided = evaluator.evaluate(start_states, guidance)
         distance = model.world_model.guidance_norm

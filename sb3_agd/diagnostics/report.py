@@ -17,7 +17,7 @@ from sb3_agd.agdppo import AGDPPO
 from sb3_agd.diagnostics.evaluator import Evaluator, Outcome, StartStates
 from sb3_agd.diagnostics.figures import plot_advantages, plot_dimensions, plot_errors
 from sb3_agd.diagnostics.progress import track
-from sb3_agd.diagnostics.video import film
+from sb3_agd.diagnostics.video import save_film
 from sb3_agd.experience.segment_errors import segment_errors
 from sb3_agd.imagination import NO_GUIDANCE, Guidance, Guide
 from sb3_agd.world_model import Segments
@@ -71,7 +71,7 @@ def imagination_report(
         report = measure(evaluator, chosen, n_starts, folder)
         (folder / "report.json").write_text(json.dumps(without_nan(report), indent=1, allow_nan=False) + "\n")
         if n_filmed > 0:
-            obstacle = film(evaluator, chosen, n_filmed, folder / "video.mp4")
+            obstacle = save_film(evaluator, chosen, n_filmed, folder / "video.mp4")
             if obstacle is not None:
                 warnings.warn(f"No video: {obstacle}", stacklevel=2)
     return report
@@ -95,13 +95,13 @@ def measure(evaluator: Evaluator, guidance: Guidance, n_starts: int, folder: Pat
     errors = errors_per_step(evaluator, start_states, outcomes)
     values = segment_values(outcomes, returns)
     gains = {kind: gain_of_guidance(own) for kind, own in values.items()}
-    plots = [
-        partial(plot_errors, errors, folder / "errors.png"),
-        partial(plot_dimensions, start_states.recorded, evaluator.imagine_spread(start_states), folder / "dimensions.png"),
-        partial(plot_advantages, values, gains, folder / "advantages.png"),
-    ]
-    for plot in track(plots, "Plots", evaluator.progress_bar):
-        plot()
+    plots = {
+        "errors": partial(plot_errors, errors),
+        "dimensions": partial(plot_dimensions, start_states.recorded, evaluator.imagine_spread(start_states)),
+        "advantages": partial(plot_advantages, values, gains),
+    }
+    for name in track([*plots], "Plots", evaluator.progress_bar):
+        plots[name]().savefig(folder / f"{name}.png", dpi="figure")
     return {
         "env": env.spec.id if env.spec is not None else type(env.unwrapped).__name__,
         "timesteps": model.num_timesteps,

@@ -1,9 +1,11 @@
 """Real and imagined motion side by side."""
 
+import io
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from PIL import Image, ImageDraw
@@ -12,6 +14,9 @@ from sb3_agd.diagnostics.evaluator import Evaluator
 from sb3_agd.diagnostics.poses import Pose, advanced, find_pose, n_skipped, prepare_renderer
 from sb3_agd.diagnostics.progress import track
 from sb3_agd.imagination import Guidance
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
 LABEL_POSITION = (12, 10)
 LABEL_SIZE = 22
@@ -31,34 +36,73 @@ def labelled(frame: np.ndarray, text: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def film(evaluator: Evaluator, guidance: Guidance, n_segments: int, file: Path) -> str | None:
+def obstacle_to_film(env: gym.Env) -> str | None:
+    """
+    Prepare an environment to be filmed.
+
+    :param env: The environment
+    :return: Why it cannot be filmed, ``None`` if it can
+    """
+    inner: Any = env.unwrapped
+    if find_pose(inner) is None:
+        return f"the pose of {type(inner).__name__} cannot be computed from its observations"
+    return prepare_renderer(inner)
+
+
+def film(evaluator: Evaluator, guidance: Guidance, n_segments: int) -> list[np.ndarray]:
     """
     Film segment after segment. Each is imagined from the real state at the end of the one before.
 
-    :param evaluator: Model and environment
+    :param evaluator: Model and environment, which :func:`obstacle_to_film` has prepared
     :param guidance: The guidance, its scale taken as it is
     :param n_segments: Number of segments
+    :return: Images, real motion left and imagined motion right
+    """
+    pose = find_pose(evaluator.env.unwrapped)
+    assert pose is not None
+    state = evaluator.simulator.reset(evaluator.seed)
+    frames: list[np.ndarray] = []
+    for _ in track(range(n_segments), "Segments of the video", evaluator.progress_bar):
+        state = film_segment(evaluator, guidance, pose, state, frames)
+    return frames
+
+
+def save_film(evaluator: Evaluator, guidance: Guidance, n_segments: int, file: Path) -> str | None:
+    """
+    Film as :func:`film` does.
+
     :param file: Where to save the video
     :return: Why there is no video, ``None`` if there is one
     """
     if find_spec("moviepy") is None:
         return 'moviepy is not installed: pip install "sb3_agd[zoo]"'
-    inner: Any = evaluator.env.unwrapped
-    pose = find_pose(inner)
-    if pose is None:
-        return f"the pose of {type(inner).__name__} cannot be computed from its observations"
-    state = evaluator.simulator.reset(evaluator.seed)
-    obstacle = prepare_renderer(inner)
-    if obstacle is not None:
-        return obstacle
-    frames: list[np.ndarray] = []
-    for _ in track(range(n_segments), "Segments of the video", evaluator.progress_bar):
-        state = film_segment(evaluator, guidance, pose, state, frames)
-    # Not at the top: it takes a moment to import
-    from moviepy import ImageSequenceClip
+    obstacle = obstacle_to_film(evaluator.env)
+    if obstacle is None:
+        # Not at the top: it takes a moment to import
+        from moviepy import ImageSequenceClip
 
-    ImageSequenceClip(frames, fps=FRAMES_PER_SECOND).write_videofile(str(file), logger=None)
-    return None
+        clip = ImageSequenceClip(film(evaluator, guidance, n_segments), fps=FRAMES_PER_SECOND)
+        clip.write_videofile(str(file), logger=None)
+    return obstacle
+
+
+def animation(tag: str, frames: list[np.ndarray]) -> "Summary":
+    """
+    A film for TensorBoard. That of PyTorch's ``add_video``, which SB3's ``Video`` leads to, is empty with moviepy 2.
+
+    :param tag: Name of the film
+    :param frames: Images of equal size
+    :return: An animated GIF at half the size
+    """
+    # Not at the top: TensorBoard is needed during training only
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    images = [Image.fromarray(frame).reduce(2) for frame in frames]
+    file = io.BytesIO()
+    images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=1000 // FRAMES_PER_SECOND, loop=0)
+    width, height = images[0].size
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.getvalue())
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
 def film_segment(

@@ -69,7 +69,7 @@ COMMANDS = {
     "record-video": Command("film a trained agent", "rl_zoo3.record_video"),
     "imagine": Command(
         "see what AGDPPO's world model imagines, and whether it comes true",
-        "sb3_agd.diagnostics.command",
+        "sb3_agd.zoo.imagine",
         add_imagine_arguments,
     ),
     "benchmark": Command("evaluate all agents of a folder", "sb3_agd.zoo.benchmark", add_benchmark_arguments),

@@ -21,6 +21,8 @@ import sb3_agd
 from sb3_agd import AGDPPO
 from sb3_agd.imagination import Imagination, Settings
 
+WITH_FIGURES = ["ImaginationCallback", "imagination_report"]
+
 
 def test_exports_the_public_names() -> None:
     assert set(sb3_agd.__all__) == {
@@ -32,6 +34,7 @@ def test_exports_the_public_names() -> None:
         "GuidanceCallback",
         "GuidanceGainCallback",
         "Guide",
+        "ImaginationCallback",
         "ImaginedVecEnv",
         "ResumableCheckpointCallback",
         "RewardGuide",
@@ -40,17 +43,18 @@ def test_exports_the_public_names() -> None:
         "__version__",
         "imagination_report",
     }
-    assert all(getattr(sb3_agd, name) is not None for name in set(sb3_agd.__all__) - {"imagination_report"})
+    assert all(getattr(sb3_agd, name) is not None for name in set(sb3_agd.__all__) - set(WITH_FIGURES))
     with pytest.raises(AttributeError, match="no attribute 'SAG'"):
         sb3_agd.SAG  # noqa: B018
 
 
-def test_imagination_report_is_exported_or_names_the_extra_that_it_needs() -> None:
+@pytest.mark.parametrize("name", WITH_FIGURES)
+def test_what_draws_figures_is_exported_or_names_the_extra_that_it_needs(name: str) -> None:
     if importlib.util.find_spec("matplotlib") is None:
-        with pytest.raises(ImportError, match="needs the extra `zoo`"):
-            sb3_agd.imagination_report  # noqa: B018
+        with pytest.raises(ImportError, match=f"`{name}` needs the extra `zoo`"):
+            getattr(sb3_agd, name)
     else:
-        assert callable(sb3_agd.imagination_report)
+        assert callable(getattr(sb3_agd, name))
 
 
 def test_a_custom_network_is_used_and_saved(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from sb3_agd import AGDPPO
 from sb3_agd.diagnostics import video
 from sb3_agd.diagnostics.evaluator import Evaluator
 from sb3_agd.diagnostics.poses import find_pose
-from sb3_agd.diagnostics.video import film, film_segment
+from sb3_agd.diagnostics.video import film_segment, save_film
 from sb3_agd.imagination import NO_GUIDANCE
 
 
@@ -74,5 +74,5 @@ def test_the_video_plays_slowly_and_both_halves_move(command_run: tuple[Path, st
 
 def test_an_environment_without_render_mode_is_not_filmed(hopper: AGDPPO, tmp_path: Path) -> None:
     evaluator = Evaluator(hopper, partial(gym.make, "Hopper-v5"), seed=0)
-    obstacle = film(evaluator, NO_GUIDANCE, 1, tmp_path / "video.mp4")
+    obstacle = save_film(evaluator, NO_GUIDANCE, 1, tmp_path / "video.mp4")
     assert obstacle == 'the environment was made without `render_mode="rgb_array"`'

@@ -16,8 +16,8 @@ from short_trainings import ENV, TINY, TRAIN, load
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_agd import ExponentialAdvantageGuide
-from sb3_agd.diagnostics.command import training_environment
 from sb3_agd.replication import PolicyScoreActions
+from sb3_agd.zoo.imagine import training_environment
 
 OPTIMIZE = [*TRAIN, "-n", "64", "-optimize", "--n-evaluations", "1", "--eval-episodes", "1", "--no-optim-plots"]
 

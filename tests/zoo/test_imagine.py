@@ -8,7 +8,7 @@ import gymnasium as gym
 import pytest
 import yaml
 
-from sb3_agd.diagnostics.command import training_environment
+from sb3_agd.zoo.imagine import training_environment
 
 
 def test_the_environment_is_made_as_in_training(tmp_path: Path) -> None:
