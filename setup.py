@@ -38,7 +38,7 @@ setup(
     # The settings lie at the root of the repository, where RL-Zoo users look for them, and in the package once installed
     packages=[*find_packages(include=["sb3_agd", "sb3_agd.*"]), "sb3_agd.hyperparams"],
     package_dir={"sb3_agd.hyperparams": "hyperparams"},
-    package_data={"sb3_agd": ["py.typed", "version.txt", "zoo/model_card.jinja"], "sb3_agd.hyperparams": ["*.yml"]},
+    package_data={"sb3_agd": ["py.typed", "version.txt", "hub/model_card.jinja"], "sb3_agd.hyperparams": ["*.yml"]},
     entry_points={"console_scripts": ["sb3-agd=sb3_agd.zoo.cli:main"]},
     python_requires=">=3.10",
     install_requires=[

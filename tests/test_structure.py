@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "sb3_agd"
 # Each room may import from those before it only
-ROOMS = ["world_model", "experience", "checkpoint", "imagination", "replication", "agdppo", "diagnostics", "zoo"]
+ROOMS = ["world_model", "experience", "checkpoint", "imagination", "replication", "agdppo", "diagnostics", "zoo", "hub"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -78,8 +78,8 @@ COMMANDS = {
     "plot-from-file": Command(
         "compare algorithms by the file of all-plots, with scores normalised", "sb3_agd.zoo.plots", add_plot_arguments
     ),
-    "push-to-hub": Command("upload an agent to the Hugging Face hub", "sb3_agd.zoo.hub", add_push_arguments),
-    "load-from-hub": Command("download an agent from the Hugging Face hub", "sb3_agd.zoo.load_from_hub", add_load_arguments),
+    "push-to-hub": Command("upload an agent to the Hugging Face hub", "sb3_agd.hub.push_to_hub", add_push_arguments),
+    "load-from-hub": Command("download an agent from the Hugging Face hub", "sb3_agd.hub.load_from_hub", add_load_arguments),
 }
 
 

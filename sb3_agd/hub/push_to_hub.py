@@ -12,7 +12,7 @@ from huggingface_sb3 import EnvironmentName, ModelRepoId
 from rl_zoo3.utils import get_model_path
 
 from sb3_agd.zoo.benchmark import evaluate
-from sb3_agd.zoo.model_card import Agent, Evaluation, model_card
+from sb3_agd.hub.model_card import Agent, Evaluation, model_card
 
 # Files of an agent on the hub, besides its own
 SETTINGS = ("args.yml", "config.yml", "env_kwargs.yml")

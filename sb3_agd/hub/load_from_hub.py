@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from huggingface_sb3 import EnvironmentName, ModelName, ModelRepoId, load_from_hub
 from rl_zoo3 import get_latest_run_id
 
-from sb3_agd.zoo.hub import CARD_FILE, METRICS, SETTINGS, STATISTICS
+from sb3_agd.hub.push_to_hub import CARD_FILE, METRICS, SETTINGS, STATISTICS
 
 
 def download(repo_id: ModelRepoId, name: ModelName) -> Path:

@@ -15,7 +15,7 @@ from hub_stand_in import Hub, running_hub
 from processes import PATIENCE, finish, run_here, skip_where_nothing_is_drawn, start
 from short_trainings import ENV, TINY, TRAIN
 
-from sb3_agd.zoo.model_card import Agent, Evaluation, model_card
+from sb3_agd.hub.model_card import Agent, Evaluation, model_card
 
 ROOT = Path(__file__).parents[2]
 CONTROL = "CartPole-v1"
