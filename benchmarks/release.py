@@ -20,9 +20,9 @@ from rl_zoo3 import get_latest_run_id
 from benchmarks.evaluation import EVALUATION_SEEDS
 from benchmarks.settings import read_settings
 from sb3_agd.checkpoint.save_util import replaced_file
-from sb3_agd.zoo.benchmark import evaluate, training_steps
-from sb3_agd.hub.push_to_hub import gather_files
 from sb3_agd.hub.model_card import Agent, Evaluation
+from sb3_agd.hub.push_to_hub import gather_files
+from sb3_agd.zoo.benchmark import evaluate, training_steps
 
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Reacher-v5")
 ALGORITHM = "agdppo"

@@ -11,8 +11,8 @@ import yaml
 from huggingface_sb3 import EnvironmentName, ModelRepoId
 from rl_zoo3.utils import get_model_path
 
-from sb3_agd.zoo.benchmark import evaluate
 from sb3_agd.hub.model_card import Agent, Evaluation, model_card
+from sb3_agd.zoo.benchmark import evaluate
 
 # Files of an agent on the hub, besides its own
 SETTINGS = ("args.yml", "config.yml", "env_kwargs.yml")
