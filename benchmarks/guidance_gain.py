@@ -6,7 +6,8 @@ from pathlib import Path
 
 import gymnasium as gym
 
-from sb3_agd import AGDPPO, GuidanceGainCallback
+from sb3_agd import GuidanceGainCallback
+from sb3_agd.diagnostics.evaluator import Evaluator
 
 # See GuidanceGainCallback
 COLUMNS = ("guidance_distance", "guided_error", "unguided_error", "claimed_gain", "true_gain")
@@ -28,11 +29,11 @@ class RecordedGain(GuidanceGainCallback):
         with self.file.open("w", newline="") as opened:
             csv.writer(opened).writerow(("timesteps", *COLUMNS))
 
-    def _measure(self, model: AGDPPO) -> None:
+    def _measure(self, evaluator: Evaluator) -> None:
         figures = self.logger.name_to_value
         for name in COLUMNS:
             figures.pop(f"agd/{name}", None)
-        super()._measure(model)
+        super()._measure(evaluator)
         row = [figures.get(f"agd/{name}") for name in COLUMNS]
         # Nothing, if there is no guidance at present
         if any(figure is not None for figure in row):

@@ -38,7 +38,8 @@ class ImaginationCallback(EvaluatorCallback):
 
     :param eval_env: Environment of its own, like those of training, with all of their wrappers except for ``VecNormalize``.
         It must share nothing with them
-    :param log_freq: Compare at the end of a rollout that completes so many steps since the comparison before
+    :param log_freq: Compare at the end of each rollout that completes another so many steps. Figures are written with SB3's
+        next log (``log_interval`` of ``learn``)
     :param n_starts: Number of start states of segments, taken from episodes of the present policy
     :param video: Whether to film, real motion left and imagined motion right. Only MuJoCo tasks whose pose can be computed
         from the observation, made with ``render_mode="rgb_array"``
