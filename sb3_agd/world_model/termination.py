@@ -1,4 +1,4 @@
-"""Which transitions end an episode in a terminal state: a classifier that learns it, and a user's own rule."""
+"""Which transitions end an episode in a terminal state: a classifier that learns it, flags to denoise, and a user's rule."""
 
 import math
 from collections.abc import Callable
@@ -8,6 +8,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_agd.world_model.segments import Segments
+
 N_HALVES = 2
 # Change of the offset of the log-odds per update, if terminations come twice as often as in the data: CALIBRATION_SPAN /
 # (number of updates + CALIBRATION_DELAY), but not less than the lowest rate
@@ -15,6 +17,7 @@ CALIBRATION_SPAN = 5.0
 CALIBRATION_DELAY = 100.0
 MIN_CALIBRATION_RATE = 0.002
 MAX_CALIBRATION_STEP = 0.25
+TERMINATIONS = ("classifier", "denoised")
 # Terminal transitions: (N, observation_dim), (N, action_dim), (N, observation_dim) -> (N,) boolean, in raw units
 TerminationFn = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -113,6 +116,30 @@ def half_of(next_observations: th.Tensor) -> th.Tensor:
     bits = next_observations.float().contiguous().view(th.int32).long()
     multipliers = 2654435761 * (2 * th.arange(bits.shape[1], device=bits.device) + 1)
     return (bits * multipliers).sum(1).bitwise_right_shift(29) & 1
+
+
+def with_flags(
+    states: th.Tensor, actions: th.Tensor, data: th.Tensor, segments: Segments[th.Tensor]
+) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+    """
+    What terminations are denoised from: one more number after each state, 1 from the termination on and -1 before. An episode
+    that has terminated stays in its last state, and this is learned as well. If it were masked, networks that see whole
+    segments would learn from the padding that a termination is near, and there is no such padding in imagination.
+
+    :param states: Standardised states before each transition, shape (B, H, observation_dim)
+    :param actions: Standardised, shape (B, H, action_dim)
+    :param data: Next states and, last, rewards, standardised, shape (B, H, observation_dim + 1)
+    :param segments: The segments that these are from, padded with copies of their last transition
+    :return: States with flags, actions without copies, next states with flags and rewards, and what to learn from: all but the
+        padding after the end of the data, shape (B, H)
+    """
+    over = segments.terminations.cumsum(1) > 0
+    flags = 2 * F.pad(over.to(data), (1, 0))[..., None] - 1
+    # Copies of the last action tell what follows, too
+    others = th.stack([actions[:, 0].roll(step, 0) for step in range(1, actions.shape[1] + 1)], dim=1)
+    actions = th.where(segments.mask[..., None], actions, others)
+    states, data = th.cat([states, flags[:, :-1]], dim=-1), th.cat([data[..., :-1], flags[:, 1:], data[..., -1:]], dim=-1)
+    return states, actions, data, segments.mask | over
 
 
 def apply_rule(rule: TerminationFn, states: th.Tensor, actions: th.Tensor) -> th.Tensor:

@@ -75,13 +75,14 @@ def fit(
     :param learning_rate: New learning rate, ``None`` to keep the present one
     :param generator: Source of the noise
     :param on_update: Called after each update
-    :return: Mean ``denoising_loss`` and ``termination_loss`` over the updates; the latter is 0 until there is one to learn
+    :return: Mean ``denoising_loss`` and ``termination_loss`` over the updates; the latter is 0 until the classifier has one to
+        learn
     :raises FloatingPointError: If a loss or a weight turned into NaN or infinity; all weights, their means and the
         optimiser are what they were before then
     """
     weights: list[th.Tensor] = list(model.networks.parameters())
     total = th.zeros(2, device=model.device)
-    learn_terminations = source.termination_rate > 0 and model.termination_fn is None
+    learn_terminations = source.termination_rate > 0 and model.terminations == "classifier" and model.termination_fn is None
     n_terminal = max(1, round(TERMINAL_SHARE * batch_size))
     n_before = int(model.n_updates.item())
     # Layers such as dropout draw from PyTorch's global stream

@@ -10,6 +10,7 @@ from torch import nn
 
 from sb3_agd.world_model.denoisers import DENOISERS
 from sb3_agd.world_model.samplers import SAMPLERS
+from sb3_agd.world_model.termination import TERMINATIONS
 
 
 def check_integer(name: str, value: Any, minimum: int) -> None:
@@ -83,6 +84,11 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     check_network(arguments.get("network", "recurrent"), arguments.get("network_kwargs"))
     check_choice("sampler", arguments.get("sampler", "flow"), SAMPLERS)
     check_choice("noise_density", arguments.get("noise_density", "sampler"), ("sampler", "uniform"))
+    check_choice("terminations", arguments.get("terminations", "classifier"), TERMINATIONS)
     termination_fn = arguments.get("termination_fn")
     if termination_fn is not None and not callable(termination_fn):
         raise ValueError(f"`termination_fn` must be callable, not {termination_fn!r}")
+    if termination_fn is not None and arguments.get("terminations") == "denoised":
+        raise ValueError(
+            '`termination_fn` is used in place of learned terminations: give no `terminations="denoised"` with it'
+        )
