@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch as th
 from torch.nn import functional as F
 
-from sb3_agd.world_model.denoisers import is_autoregressive
+from sb3_agd.world_model.denoisers import StandardisedPolicy, is_autoregressive
 from sb3_agd.world_model.samplers import Sampler, posterior_variance
 from sb3_agd.world_model.segments import Segments, mask_after_termination
 from sb3_agd.world_model.validation import check_choice
@@ -27,6 +28,7 @@ Objective = Callable[[Segments[th.Tensor]], th.Tensor]
 GUIDANCE_WEIGHTS = ("calibrated", "sigma4")
 
 
+@dataclass(eq=False)
 class SegmentDenoiser:
     """
     The network of a world model with start states, a policy and perhaps guidance, as a function of the noisy segment and its
@@ -41,26 +43,20 @@ class SegmentDenoiser:
     :param guidance_weight: Weight of the gradient
     """
 
-    def __init__(
-        self,
-        model: DiffusionWorldModel,
-        start: th.Tensor,
-        horizon: int,
-        policy: Policy,
-        objective: Objective | None = None,
-        guidance_scale: float = 0.0,
-        guidance_weight: str = "calibrated",
-    ):
-        self.model = model
+    model: DiffusionWorldModel
+    start: th.Tensor
+    horizon: int
+    policy: Policy
+    objective: Objective | None = None
+    guidance_scale: float = 0.0
+    guidance_weight: str = "calibrated"
+
+    def __post_init__(self) -> None:
+        check_choice("guidance_weight", self.guidance_weight, GUIDANCE_WEIGHTS)
+        model, start = self.model, self.start
         self.network = model.ema_networks["denoiser"]
-        self.start = start
-        self.horizon = horizon
-        self.policy = policy
-        self.objective = objective
-        self.guidance_scale = guidance_scale
-        check_choice("guidance_weight", guidance_weight, GUIDANCE_WEIGHTS)
-        self._guided = self._weighted_by_sigma if guidance_weight == "sigma4" else self._calibrated
-        self._begin_step = getattr(policy, "begin_step", None)
+        self._guided = self._weighted_by_sigma if self.guidance_weight == "sigma4" else self._calibrated
+        self._begin_step = getattr(self.policy, "begin_step", None)
         # No start state is terminal
         self.standardised_start = F.pad(model.inputs(start), (0, model.n_flags), value=-1.0)
         # Lowest and highest denoised values. Computed once for all passes
@@ -68,13 +64,13 @@ class SegmentDenoiser:
         bounds = model.observation_normalizer.bounds, (-flags, flags), model.reward_normalizer.bounds
         self.low, self.high = (th.cat(part) for part in zip(*bounds, strict=True))
         # Those of the newest pass, in raw units
-        self.actions = start.new_empty(len(start), horizon, model.action_dim)
+        self.actions = start.new_empty(len(start), self.horizon, model.action_dim)
         # The denoised segments of the newest pass
         self.denoised: th.Tensor | None = None
 
     def __call__(self, noisy: th.Tensor, time: float) -> th.Tensor:
         """
-        :param noisy: Noisy diffusion variable, shape (B, H, data_dim)
+        :param noisy: Noisy segments, shape (B, H, observation_dim + n_flags + 1)
         :param time: Noise level between 0 and 1
         :return: Denoised, within the observed range plus a margin, same shape
         """
@@ -91,30 +87,28 @@ class SegmentDenoiser:
 
         :param sampler: The sampler
         :param n_steps: Its number of steps
-        :param draw_noise: Draws noise for a number of transitions, shape (B, n, data_dim)
-        :return: Sample of the diffusion variable, shape (B, H, data_dim)
+        :param draw_noise: Draws noise for a number of transitions, shape (B, n, observation_dim + n_flags + 1)
+        :return: Samples, shape (B, H, observation_dim + n_flags + 1)
         """
         state, sampled = self.standardised_start, []
         for step in range(self.horizon):
             action = self._act(state[:, None], slice(step, step + 1))
-
-            def denoise(noisy: th.Tensor, time: float, state: th.Tensor = state, action: th.Tensor = action) -> th.Tensor:
-                times = th.full((len(noisy),), time, device=noisy.device)
-                return self._clamp(self.network(noisy, times, state, action))
-
+            denoise = partial(self._estimate, state, action)
             sampled.append(sampler(denoise, draw_noise(1), n_steps, partial(draw_noise, 1)))
             state = sampled[-1][:, 0, :-1]
         return th.cat(sampled, dim=1)
 
     def _denoise(self, noisy: th.Tensor, time: float) -> th.Tensor:
         """:meth:`__call__` without guidance, differentiable in the noisy segments. Actions are constants."""
-        times = th.full((len(noisy),), time, device=noisy.device)
         if is_autoregressive(self.network):
-            estimate = self.network(noisy, times, self.standardised_start, self._act)
-        else:
-            self._act_everywhere()
-            estimate = self.network(noisy, times, self.standardised_start, self.model.action_normalizer(self.actions))
-        return self._clamp(estimate)
+            return self._estimate(self.standardised_start, self._act, noisy, time)
+        self._act_everywhere()
+        return self._estimate(self.standardised_start, self.model.action_normalizer(self.actions), noisy, time)
+
+    def _estimate(self, start: th.Tensor, actions: th.Tensor | StandardisedPolicy, noisy: th.Tensor, time: float) -> th.Tensor:
+        """What the network makes of noisy segments, within the observed range plus a margin."""
+        times = th.full((len(noisy),), time, device=noisy.device)
+        return self._clamp(self.network(noisy, times, start, actions))
 
     def _weighted_by_sigma(self, noisy: th.Tensor, time: float) -> th.Tensor:
         """

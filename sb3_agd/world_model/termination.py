@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch as th
@@ -17,7 +18,6 @@ CALIBRATION_SPAN = 5.0
 CALIBRATION_DELAY = 100.0
 MIN_CALIBRATION_RATE = 0.002
 MAX_CALIBRATION_STEP = 0.25
-TERMINATIONS = ("classifier", "denoised")
 # Terminal transitions: (N, observation_dim), (N, action_dim), (N, observation_dim) -> (N,) boolean, in raw units
 TerminationFn = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -118,28 +118,22 @@ def half_of(next_observations: th.Tensor) -> th.Tensor:
     return (bits * multipliers).sum(1).bitwise_right_shift(29) & 1
 
 
-def with_flags(
-    states: th.Tensor, actions: th.Tensor, data: th.Tensor, segments: Segments[th.Tensor]
-) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+def absorbing(segments: Segments[th.Tensor]) -> tuple[th.Tensor, Segments[th.Tensor]]:
     """
-    What terminations are denoised from: one more number after each state, 1 from the termination on and -1 before. An episode
-    that has terminated stays in its last state, and this is learned as well. If it were masked, networks that see whole
-    segments would learn from the padding that a termination is near, and there is no such padding in imagination.
+    What terminations are denoised from. An episode that has terminated stays in its last state to the end of the segment, and
+    this is learned as well. If it were masked, networks that see whole segments would learn from the padding that a
+    termination is near, and there is no such padding in imagination.
 
-    :param states: Standardised states before each transition, shape (B, H, observation_dim)
-    :param actions: Standardised, shape (B, H, action_dim)
-    :param data: Next states and, last, rewards, standardised, shape (B, H, observation_dim + 1)
-    :param segments: The segments that these are from, padded with copies of their last transition
-    :return: States with flags, actions without copies, next states with flags and rewards, and what to learn from: all but the
-        padding after the end of the data, shape (B, H)
+    :param segments: Segments, padded with copies of their last transition
+    :return: Flags of the states, 1 from the terminal one on and -1 before, shape (B, H + 1, 1); and the segments, masked after
+        the end of the data only
     """
     over = segments.terminations.cumsum(1) > 0
-    flags = 2 * F.pad(over.to(data), (1, 0))[..., None] - 1
-    # Copies of the last action tell what follows, too
-    others = th.stack([actions[:, 0].roll(step, 0) for step in range(1, actions.shape[1] + 1)], dim=1)
-    actions = th.where(segments.mask[..., None], actions, others)
-    states, data = th.cat([states, flags[:, :-1]], dim=-1), th.cat([data[..., :-1], flags[:, 1:], data[..., -1:]], dim=-1)
-    return states, actions, data, segments.mask | over
+    flags = 2 * F.pad(over.to(segments.rewards), (1, 0))[..., None] - 1
+    # Copies of the last action would tell as much: those of other segments in their place
+    others = th.stack([segments.actions[:, 0].roll(step, 0) for step in range(1, over.shape[1] + 1)], dim=1)
+    actions = th.where(segments.mask[..., None], segments.actions, others)
+    return flags, replace(segments, actions=actions, mask=segments.mask | over)
 
 
 def apply_rule(rule: TerminationFn, states: th.Tensor, actions: th.Tensor) -> th.Tensor:

@@ -15,7 +15,7 @@ from sb3_agd.world_model.normalizer import Normalizer
 from sb3_agd.world_model.samplers import SAMPLERS
 from sb3_agd.world_model.segment_denoiser import Objective, Policy, SegmentDenoiser
 from sb3_agd.world_model.segments import Segments, as_tensor
-from sb3_agd.world_model.termination import TerminationClassifier, TerminationFn, apply_rule, half_of, with_flags
+from sb3_agd.world_model.termination import TerminationClassifier, TerminationFn, absorbing, apply_rule, half_of
 from sb3_agd.world_model.training import fit, make_optimizer, seeded_global_stream
 from sb3_agd.world_model.validation import check_arguments, check_integer, check_number
 
@@ -87,12 +87,13 @@ class DiffusionWorldModel(nn.Module):
         self.noise_density = noise_density
         self.termination_fn = termination_fn
         self.terminations = terminations
-        # Last dimensions of the network's states, see `with_flags`. Fixed units: standardised, they would be as large as
+        # Last dimensions of the network's states, see `absorbing`. Fixed units: standardised, they would be as large as
         # terminations are rare, decided in the first of few denoising steps, and another task for the network with each rate
         self.n_flags = int(terminations == "denoised")
         self.sampler, self.schedule = SAMPLERS[sampler]
-        # Mean distance of guided segments from unguided ones in the newest imagination
-        self._guidance_distance = th.zeros(())
+        # Mean distance of the segments of the newest imagination from those that come from the same noise without the guide,
+        # in standard deviations
+        self.guidance_norm = 0.0
         self.observation_normalizer = Normalizer(observation_dim)
         self.action_normalizer = Normalizer(action_dim)
         self.reward_normalizer = Normalizer(1)
@@ -122,14 +123,6 @@ class DiffusionWorldModel(nn.Module):
     def is_trained(self) -> bool:
         """Whether it was ever trained."""
         return self.n_updates.item() > 0
-
-    @property
-    def guidance_norm(self) -> float:
-        """
-        Mean distance of the segments of the newest imagination from those that come from the same noise without the guide,
-        in standard deviations.
-        """
-        return self._guidance_distance.item()
 
     def observe(self, observations: th.Tensor, actions: th.Tensor, rewards: th.Tensor, terminations: th.Tensor) -> None:
         """
@@ -179,10 +172,12 @@ class DiffusionWorldModel(nn.Module):
         :param generator: Source of the noise
         :return: Scalar
         """
-        states, actions, data = self.standardise(segments)
-        before, mask = self.observation_normalizer.clamp(states[:, :-1]), segments.mask
+        flags = segments.observations[..., :0]
         if self.terminations == "denoised":
-            before, actions, data, mask = with_flags(before, actions, data, segments)
+            flags, segments = absorbing(segments)
+        states, actions, data = self.standardise(segments)
+        before = th.cat([self.observation_normalizer.clamp(states[:, :-1]), flags[:, :-1]], dim=-1)
+        data = th.cat([data[..., :-1], flags[:, 1:], data[..., -1:]], dim=-1)
         # From the lowest noise level at which the sampler calls the denoiser (of two steps at least) to the highest. The more
         # steps there are, the more depends on low levels: uniform in the root of the time, or in the time itself
         in_root = self.noise_density == "sampler"
@@ -198,7 +193,7 @@ class DiffusionWorldModel(nn.Module):
         )
         starts, times = before[:, ::length].flatten(0, 1), time.repeat_interleave(self.horizon // length)
         estimate = denoiser(noisy, times, starts, taken).view_as(data)
-        return ((estimate - data).square().mean(-1) * mask).sum() / mask.sum()
+        return ((estimate - data).square().mean(-1) * segments.mask).sum() / segments.mask.sum()
 
     def termination_loss(
         self, segments: Segments[th.Tensor], terminal: Segments[th.Tensor], termination_rate: float
@@ -279,7 +274,7 @@ class DiffusionWorldModel(nn.Module):
             return self.sampler(denoiser, draw_noise(horizon), self.n_denoising_steps, partial(draw_noise, horizon))
 
         denoiser = SegmentDenoiser(self, observations, horizon, policy)
-        self._guidance_distance = observations.new_zeros(())
+        self.guidance_norm = 0.0
         if objective is not None and guidance_scale > 0:
             before = generator.get_state()
             unguided = sample_whole(denoiser)
@@ -287,7 +282,7 @@ class DiffusionWorldModel(nn.Module):
             generator.set_state(before)
             denoiser = SegmentDenoiser(self, observations, horizon, policy, objective, guidance_scale, guidance_weight)
             denoised = sample_whole(denoiser)
-            self._guidance_distance = (denoised - unguided).flatten(1).norm(dim=1).mean()
+            self.guidance_norm = (denoised - unguided).flatten(1).norm(dim=1).mean().item()
         elif is_autoregressive(self.ema_networks["denoiser"]):
             denoised = denoiser.sample_state_by_state(self.sampler, self.n_denoising_steps, draw_noise)
         else:
@@ -333,8 +328,7 @@ class DiffusionWorldModel(nn.Module):
         check_integer("horizon", horizon, 1)
         denoiser = self.networks["denoiser"]
         if horizon != self.horizon and not is_autoregressive(denoiser):
-            name = type(denoiser).__name__
-            raise ValueError(f"`horizon` must be {self.horizon} with the network {name}, not {horizon}")
+            raise ValueError(f"`horizon` must be {self.horizon} with the network {type(denoiser).__name__}, not {horizon}")
         return int(horizon)
 
     @th.no_grad()
@@ -357,10 +351,3 @@ class DiffusionWorldModel(nn.Module):
         assert isinstance(classifier, TerminationClassifier)
         observations = self.inputs(states)
         return classifier.probabilities(observations[:, :-1], self.action_normalizer(actions), observations[:, 1:])
-
-    def on_device(self, segments: Segments[th.Tensor]) -> Segments[th.Tensor]:
-        """
-        :param segments: Segments anywhere
-        :return: The same on the model's device
-        """
-        return segments.map(lambda array: array.to(self.device))
