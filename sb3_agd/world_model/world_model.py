@@ -92,8 +92,8 @@ class DiffusionWorldModel(nn.Module):
         self.n_flags = int(terminations == "denoised")
         self.sampler, self.schedule = SAMPLERS[sampler]
         # Mean distance of the segments of the newest imagination from those that come from the same noise without the guide,
-        # in standard deviations
-        self.guidance_norm = 0.0
+        # in standard deviations. A tensor, since reading its value would wait for a GPU
+        self.guidance_norm = th.zeros(())
         self.observation_normalizer = Normalizer(observation_dim)
         self.action_normalizer = Normalizer(action_dim)
         self.reward_normalizer = Normalizer(1)
@@ -274,7 +274,7 @@ class DiffusionWorldModel(nn.Module):
             return self.sampler(denoiser, draw_noise(horizon), self.n_denoising_steps, partial(draw_noise, horizon))
 
         denoiser = SegmentDenoiser(self, observations, horizon, policy)
-        self.guidance_norm = 0.0
+        self.guidance_norm = observations.new_zeros(())
         if objective is not None and guidance_scale > 0:
             before = generator.get_state()
             unguided = sample_whole(denoiser)
@@ -282,7 +282,7 @@ class DiffusionWorldModel(nn.Module):
             generator.set_state(before)
             denoiser = SegmentDenoiser(self, observations, horizon, policy, objective, guidance_scale, guidance_weight)
             denoised = sample_whole(denoiser)
-            self.guidance_norm = (denoised - unguided).flatten(1).norm(dim=1).mean().item()
+            self.guidance_norm = (denoised - unguided).flatten(1).norm(dim=1).mean()
         elif is_autoregressive(self.ema_networks["denoiser"]):
             denoised = denoiser.sample_state_by_state(self.sampler, self.n_denoising_steps, draw_noise)
         else:
