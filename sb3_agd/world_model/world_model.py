@@ -87,8 +87,8 @@ class DiffusionWorldModel(nn.Module):
         self.noise_density = noise_density
         self.termination_fn = termination_fn
         self.terminations = terminations
-        # Further dimensions of the network's states, see `absorbing`. Their units are fixed: standardised, terminations would be
-        # the larger the rarer they are, and another task for the network whenever their rate changes
+        # Further dimensions of the network's states, see `absorbing`. Their units are fixed: standardised, terminations would
+        # be the larger the rarer they are, and another task for the network whenever their rate changes
         self.n_flags = int(terminations == "denoised")
         self.sampler, self.schedule = SAMPLERS[sampler]
         # Mean distance of the segments of the newest imagination from those that come from the same noise without the guide,
