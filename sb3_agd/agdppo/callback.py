@@ -315,7 +315,7 @@ class GuidanceCallback(SavedCallback):
         self._log.count(self._buffer.n_imagined)
         self._record({"masked_share": masked})
         if self.settings.guidance_mode == "gradient":
-            self._record({"guidance_norm": self.world_model.guidance_norm})
+            self._record({"guidance_norm": self.world_model.guidance_norm.item()})
 
     def _record(self, figures: dict[str, float]) -> None:
         """

@@ -68,7 +68,7 @@ class GuidanceGainCallback(EvaluatorCallback):
             return
         start_states = evaluator.collect_start_states(self.n_starts)
         guided = evaluator.evaluate(start_states, guidance)
-        distance = model.world_model.guidance_norm
+        distance = model.world_model.guidance_norm.item()
         unguided = evaluator.evaluate(start_states, NO_GUIDANCE)
         self.logger.record("agd/claimed_gain", (guided.claimed.mean() - unguided.claimed.mean()).item())
         self.logger.record("agd/guidance_distance", distance)

@@ -15,6 +15,7 @@ with.
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
 import torch as th
@@ -58,11 +59,22 @@ def reverse_step(
     return alpha_s.item() * denoised + (sigma_s**2 - variance).clamp(min=0).sqrt().item() * noise
 
 
-def sample_flow(denoise: Denoise, noise: th.Tensor, n_steps: int, draw_noise: DrawNoise) -> th.Tensor:
-    """Flow matching with Euler steps (Liu et al., arXiv 2209.03003). See the module for the contract."""
+def sample_first_order(
+    schedule: Schedule, ancestral: bool, denoise: Denoise, noise: th.Tensor, n_steps: int, draw_noise: DrawNoise
+) -> th.Tensor:
+    """
+    One call of the denoiser per step: flow matching with Euler steps (Liu et al., arXiv 2209.03003), DDIM (Song et al., arXiv
+    2010.02502) or DDPM (Ho et al., arXiv 2006.11239). See the module for the contract.
+
+    :param schedule: Noise schedule
+    :param ancestral: Whether there is fresh noise in each step
+    """
     x = noise
     for time, earlier in time_steps(n_steps):
-        x = reverse_step(LINEAR, x, denoise(x, time.item()), time, earlier)
+        variance = posterior_variance(schedule, time, earlier).item() if ancestral else 0.0
+        x = reverse_step(schedule, x, denoise(x, time.item()), time, earlier, variance)
+        if variance > 0:
+            x = x + math.sqrt(variance) * draw_noise()
     return x
 
 
@@ -83,25 +95,6 @@ def sample_heun(denoise: Denoise, noise: th.Tensor, n_steps: int, draw_noise: Dr
     return x
 
 
-def sample_ddim(denoise: Denoise, noise: th.Tensor, n_steps: int, draw_noise: DrawNoise) -> th.Tensor:
-    """Deterministic steps on the cosine schedule (Song et al., arXiv 2010.02502). See the module for the contract."""
-    x = noise
-    for time, earlier in time_steps(n_steps):
-        x = reverse_step(COSINE, x, denoise(x, time.item()), time, earlier)
-    return x
-
-
-def sample_ddpm(denoise: Denoise, noise: th.Tensor, n_steps: int, draw_noise: DrawNoise) -> th.Tensor:
-    """Ancestral sampling on the cosine schedule (Ho et al., arXiv 2006.11239). See the module for the contract."""
-    x = noise
-    for time, earlier in time_steps(n_steps):
-        variance = posterior_variance(COSINE, time, earlier).item()
-        x = reverse_step(COSINE, x, denoise(x, time.item()), time, earlier, variance)
-        if variance > 0:
-            x = x + math.sqrt(variance) * draw_noise()
-    return x
-
-
 def posterior_variance(schedule: Schedule, time: th.Tensor, earlier: th.Tensor) -> th.Tensor:
     """
     Variance of ``x_s`` given ``x_t`` and the data (arXiv 2006.11239, equation 7).
@@ -117,8 +110,8 @@ def posterior_variance(schedule: Schedule, time: th.Tensor, earlier: th.Tensor) 
 
 
 SAMPLERS: dict[str, tuple[Sampler, Schedule]] = {
-    "flow": (sample_flow, LINEAR),
+    "flow": (partial(sample_first_order, LINEAR, False), LINEAR),
     "heun": (sample_heun, LINEAR),
-    "ddim": (sample_ddim, COSINE),
-    "ddpm": (sample_ddpm, COSINE),
+    "ddim": (partial(sample_first_order, COSINE, False), COSINE),
+    "ddpm": (partial(sample_first_order, COSINE, True), COSINE),
 }

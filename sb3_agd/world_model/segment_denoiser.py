@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch as th
+from torch.nn import functional as F
 
-from sb3_agd.world_model.denoisers import is_autoregressive
+from sb3_agd.world_model.denoisers import StandardisedPolicy, is_autoregressive
 from sb3_agd.world_model.samplers import Sampler, posterior_variance
 from sb3_agd.world_model.segments import Segments, mask_after_termination
 from sb3_agd.world_model.validation import check_choice
@@ -26,6 +28,7 @@ Objective = Callable[[Segments[th.Tensor]], th.Tensor]
 GUIDANCE_WEIGHTS = ("calibrated", "sigma4")
 
 
+@dataclass(eq=False)
 class SegmentDenoiser:
     """
     The network of a world model with start states, a policy and perhaps guidance, as a function of the noisy segment and its
@@ -40,40 +43,36 @@ class SegmentDenoiser:
     :param guidance_weight: Weight of the gradient
     """
 
-    def __init__(
-        self,
-        model: DiffusionWorldModel,
-        start: th.Tensor,
-        horizon: int,
-        policy: Policy,
-        objective: Objective | None = None,
-        guidance_scale: float = 0.0,
-        guidance_weight: str = "calibrated",
-    ):
-        self.model = model
+    model: DiffusionWorldModel
+    start: th.Tensor
+    horizon: int
+    policy: Policy
+    objective: Objective | None = None
+    guidance_scale: float = 0.0
+    guidance_weight: str = "calibrated"
+
+    def __post_init__(self) -> None:
+        check_choice("guidance_weight", self.guidance_weight, GUIDANCE_WEIGHTS)
+        model, start = self.model, self.start
         self.network = model.ema_networks["denoiser"]
-        self.start = start
-        self.horizon = horizon
-        self.policy = policy
-        self.objective = objective
-        self.guidance_scale = guidance_scale
-        check_choice("guidance_weight", guidance_weight, GUIDANCE_WEIGHTS)
-        self._guided = self._weighted_by_sigma if guidance_weight == "sigma4" else self._calibrated
-        self._begin_step = getattr(policy, "begin_step", None)
-        self.standardised_start = model.inputs(start)
-        # Lowest and highest standardised states and, last, rewards. Computed once for all passes
-        bounds = zip(model.observation_normalizer.bounds, model.reward_normalizer.bounds, strict=True)
-        self.low, self.high = (th.cat(pair) for pair in bounds)
+        self._guided = self._weighted_by_sigma if self.guidance_weight == "sigma4" else self._calibrated
+        self._begin_step = getattr(self.policy, "begin_step", None)
+        # No start state is terminal
+        self.standardised_start = F.pad(model.inputs(start), (0, model.n_flags), value=-1.0)
+        # Lowest and highest denoised values. Computed once for all passes
+        flags = start.new_ones(model.n_flags)
+        bounds = model.observation_normalizer.bounds, (-flags, flags), model.reward_normalizer.bounds
+        self.low, self.high = (th.cat(part) for part in zip(*bounds, strict=True))
         # Those of the newest pass, in raw units
-        self.actions = start.new_empty(len(start), horizon, model.action_dim)
+        self.actions = start.new_empty(len(start), self.horizon, model.action_dim)
         # The denoised segments of the newest pass
         self.denoised: th.Tensor | None = None
 
     def __call__(self, noisy: th.Tensor, time: float) -> th.Tensor:
         """
-        :param noisy: Noisy next states and, last, rewards, standardised, shape (B, H, observation_dim + 1)
+        :param noisy: Noisy segments, shape (B, H, observation_dim + n_flags + 1)
         :param time: Noise level between 0 and 1
-        :return: Denoised next states and rewards, within the observed range plus a margin, same shape
+        :return: Denoised, within the observed range plus a margin, same shape
         """
         if self._begin_step is not None:
             self._begin_step(time)
@@ -88,30 +87,28 @@ class SegmentDenoiser:
 
         :param sampler: The sampler
         :param n_steps: Its number of steps
-        :param draw_noise: Draws noise for a number of transitions, shape (B, n, observation_dim + 1)
-        :return: Next states and rewards, standardised, shape (B, H, observation_dim + 1)
+        :param draw_noise: Draws noise for a number of transitions, shape (B, n, observation_dim + n_flags + 1)
+        :return: Samples, shape (B, H, observation_dim + n_flags + 1)
         """
         state, sampled = self.standardised_start, []
         for step in range(self.horizon):
             action = self._act(state[:, None], slice(step, step + 1))
-
-            def denoise(noisy: th.Tensor, time: float, state: th.Tensor = state, action: th.Tensor = action) -> th.Tensor:
-                times = th.full((len(noisy),), time, device=noisy.device)
-                return self._clamp(self.network(noisy, times, state, action))
-
+            denoise = partial(self._estimate, state, action)
             sampled.append(sampler(denoise, draw_noise(1), n_steps, partial(draw_noise, 1)))
             state = sampled[-1][:, 0, :-1]
         return th.cat(sampled, dim=1)
 
     def _denoise(self, noisy: th.Tensor, time: float) -> th.Tensor:
         """:meth:`__call__` without guidance, differentiable in the noisy segments. Actions are constants."""
-        times = th.full((len(noisy),), time, device=noisy.device)
         if is_autoregressive(self.network):
-            estimate = self.network(noisy, times, self.standardised_start, self._act)
-        else:
-            self._act_everywhere()
-            estimate = self.network(noisy, times, self.standardised_start, self.model.action_normalizer(self.actions))
-        return self._clamp(estimate)
+            return self._estimate(self.standardised_start, self._act, noisy, time)
+        self._act_everywhere()
+        return self._estimate(self.standardised_start, self.model.action_normalizer(self.actions), noisy, time)
+
+    def _estimate(self, start: th.Tensor, actions: th.Tensor | StandardisedPolicy, noisy: th.Tensor, time: float) -> th.Tensor:
+        """What the network makes of noisy segments, within the observed range plus a margin."""
+        times = th.full((len(noisy),), time, device=noisy.device)
+        return self._clamp(self.network(noisy, times, start, actions))
 
     def _weighted_by_sigma(self, noisy: th.Tensor, time: float) -> th.Tensor:
         """
@@ -163,7 +160,8 @@ class SegmentDenoiser:
         :raises ValueError: If the objective does not depend on them
         """
         assert self.objective is not None
-        objectives = self.objective(self._estimated_segments(denoised))
+        # A transition counts as terminal if its probability is above one half
+        objectives = self.objective(self._segments(denoised, 0.5))
         if not objectives.requires_grad:
             raise ValueError(
                 "The objective depends on neither observations nor rewards, so there is nothing to move. Select among several "
@@ -180,25 +178,26 @@ class SegmentDenoiser:
         alpha, sigma = self.model.schedule.coefficients(th.tensor(time, dtype=th.float64))
         return alpha.item(), sigma.item()
 
-    def finish(self, denoised: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def finish(self, denoised: th.Tensor, chances: th.Tensor) -> Segments[th.Tensor]:
         """
         :param denoised: The sample, which is the outcome of the newest pass
-        :return: States with the start states first, shape (B, H + 1, observation_dim), the actions of the policy there,
-            shape (B, H, action_dim), and rewards, shape (B, H), in raw units
+        :param chances: Uniform between 0 and 1, shape (B, H): a transition is terminal if its probability is higher
+        :return: Segments in raw units, with the actions of the policy at their states
         """
         # An autoregressive network has asked the policy at these very states
         if not is_autoregressive(self.network):
             self._act_everywhere()
-        return self._raw_states(denoised), self.actions, self._raw_rewards(denoised)
+        return self._segments(denoised, chances)
 
     @th.no_grad()
     def _act(self, states: th.Tensor, steps: slice) -> th.Tensor:
         """
-        :param states: Standardised states that the network has just predicted, shape (B, n, observation_dim)
+        :param states: Standardised states that the network has just predicted, shape (B, n, observation_dim + n_flags)
         :param steps: Which n steps of the segment they belong to
         :return: Standardised actions of the policy, shape (B, n, action_dim)
         """
-        raw = self.model.observation_normalizer.inverse(states.clamp(self.low[:-1], self.high[:-1]))
+        clamped = states.clamp(self.low[:-1], self.high[:-1])
+        raw = self.model.observation_normalizer.inverse(clamped[..., : self.model.observation_dim])
         if steps.start == 0:
             # Neither rounded nor clamped
             raw[:, 0] = self.start
@@ -212,36 +211,27 @@ class SegmentDenoiser:
         self.actions = self.policy(states[:, :-1], slice(0, self.horizon))
 
     def _clamp(self, denoised: th.Tensor) -> th.Tensor:
-        """
-        :param denoised: Standardised next states and, last, rewards, shape (B, H, observation_dim + 1)
-        :return: The same, within the observed range plus a margin
-        """
+        """:return: Denoised segments within the observed range plus a margin"""
         return denoised.clamp(self.low, self.high)
 
     def _raw_states(self, denoised: th.Tensor | None) -> th.Tensor:
         """
-        :param denoised: Standardised next states and, last, rewards, shape (B, H, observation_dim + 1); ``None`` before the
-            first pass: all states are the start state then
+        :param denoised: Denoised segments; ``None`` before the first pass: all states are the start state then
         :return: States in raw units with the start state first, shape (B, H + 1, observation_dim)
         """
         if denoised is None:
             return self.start[:, None].expand(-1, self.horizon + 1, -1)
-        return th.cat([self.start[:, None], self.model.observation_normalizer.inverse(denoised[..., :-1])], dim=1)
+        next_states = self.model.observation_normalizer.inverse(denoised[..., : self.model.observation_dim])
+        return th.cat([self.start[:, None], next_states], dim=1)
 
-    def _raw_rewards(self, denoised: th.Tensor) -> th.Tensor:
+    def _segments(self, denoised: th.Tensor, threshold: th.Tensor | float) -> Segments[th.Tensor]:
         """
-        :param denoised: Standardised next states and, last, rewards, shape (B, H, observation_dim + 1)
-        :return: Rewards in raw units, shape (B, H)
-        """
-        return self.model.reward_normalizer.inverse(denoised[..., -1:]).squeeze(-1)
-
-    def _estimated_segments(self, denoised: th.Tensor) -> Segments[th.Tensor]:
-        """
-        Denoised segments as the objective sees them. A transition is terminal if its probability is above one half.
-
-        :param denoised: Standardised next states and, last, rewards, shape (B, H, observation_dim + 1)
-        :return: Segments in raw units, differentiable in the denoised ones
+        :param denoised: Denoised segments
+        :param threshold: A transition is terminal if its probability is above it, shape (B, H) or scalar
+        :return: Segments in raw units. States and rewards are differentiable in the denoised ones, terminations are not
         """
         states = self._raw_states(denoised)
-        terminations = self.model.termination_probabilities(states.detach(), self.actions) > 0.5
-        return Segments(states, self.actions, self._raw_rewards(denoised), terminations, mask_after_termination(terminations))
+        rewards = self.model.reward_normalizer.inverse(denoised[..., -1:]).squeeze(-1)
+        flags = denoised[..., self.model.observation_dim : -1]
+        terminations = self.model.termination_probabilities(states.detach(), self.actions, flags) > threshold
+        return Segments(states, self.actions, rewards, terminations, mask_after_termination(terminations))

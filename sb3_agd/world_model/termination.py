@@ -1,12 +1,15 @@
-"""Which transitions end an episode in a terminal state: a classifier that learns it, and a user's own rule."""
+"""Which transitions end an episode in a terminal state: a classifier that learns it, flags to denoise, and a user's rule."""
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch as th
 from torch import nn
 from torch.nn import functional as F
+
+from sb3_agd.world_model.segments import Segments
 
 N_HALVES = 2
 # Change of the offset of the log-odds per update, if terminations come twice as often as in the data: CALIBRATION_SPAN /
@@ -113,6 +116,24 @@ def half_of(next_observations: th.Tensor) -> th.Tensor:
     bits = next_observations.float().contiguous().view(th.int32).long()
     multipliers = 2654435761 * (2 * th.arange(bits.shape[1], device=bits.device) + 1)
     return (bits * multipliers).sum(1).bitwise_right_shift(29) & 1
+
+
+def absorbing(segments: Segments[th.Tensor]) -> tuple[th.Tensor, Segments[th.Tensor]]:
+    """
+    What terminations are denoised from. An episode that has terminated stays in its last state to the end of the segment, and
+    this is learned as well. If it were masked, networks that see whole segments would learn from the padding that a
+    termination is near, and there is no such padding in imagination.
+
+    :param segments: Segments, padded with copies of their last transition
+    :return: Flags of the states, 1 from the terminal one on and -1 before, shape (B, H + 1, 1); and the segments, masked after
+        the end of the data only
+    """
+    over = segments.terminations.cumsum(1) > 0
+    flags = 2 * F.pad(over.to(segments.rewards), (1, 0))[..., None] - 1
+    # Copies of the last action would tell as much: those of other segments in their place
+    others = th.stack([segments.actions[:, 0].roll(step, 0) for step in range(1, over.shape[1] + 1)], dim=1)
+    actions = th.where(segments.mask[..., None], segments.actions, others)
+    return flags, replace(segments, actions=actions, mask=segments.mask | over)
 
 
 def apply_rule(rule: TerminationFn, states: th.Tensor, actions: th.Tensor) -> th.Tensor:

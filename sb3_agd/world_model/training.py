@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch as th
@@ -31,13 +32,9 @@ def make_optimizer(networks: nn.ModuleDict, learning_rate: float) -> th.optim.Ad
     """
     classifier = list(networks["termination"].parameters())
     weights = [parameter for parameter in classifier if parameter.ndim > 1]
-    biases = [parameter for parameter in classifier if parameter.ndim <= 1]
-    undecayed = [*networks["denoiser"].parameters(), *biases]
-    return th.optim.AdamW(
-        [{"params": undecayed, "weight_decay": 0.0}, {"params": weights, "weight_decay": TERMINATION_WEIGHT_DECAY}],
-        lr=learning_rate,
-        fused=True,
-    )
+    others = [*networks["denoiser"].parameters(), *(parameter for parameter in classifier if parameter.ndim <= 1)]
+    groups = [{"params": others, "weight_decay": 0.0}, {"params": weights, "weight_decay": TERMINATION_WEIGHT_DECAY}]
+    return th.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
 @th.no_grad()
@@ -75,14 +72,16 @@ def fit(
     :param learning_rate: New learning rate, ``None`` to keep the present one
     :param generator: Source of the noise
     :param on_update: Called after each update
-    :return: Mean ``denoising_loss`` and ``termination_loss`` over the updates; the latter is 0 until there is one to learn
+    :return: Mean ``denoising_loss`` and ``termination_loss`` over the updates; the latter is 0 until the classifier has one to
+        learn
     :raises FloatingPointError: If a loss or a weight turned into NaN or infinity; all weights, their means and the
         optimiser are what they were before then
     """
     weights: list[th.Tensor] = list(model.networks.parameters())
     total = th.zeros(2, device=model.device)
-    learn_terminations = source.termination_rate > 0 and model.termination_fn is None
+    learn_terminations = source.termination_rate > 0 and model.terminations == "classifier" and model.termination_fn is None
     n_terminal = max(1, round(TERMINAL_SHARE * batch_size))
+    to_device = partial(th.Tensor.to, device=model.device)
     n_before = int(model.n_updates.item())
     # Layers such as dropout draw from PyTorch's global stream
     stream = nullcontext() if generator is None else seeded_global_stream(generator.initial_seed(), model.device)
@@ -91,11 +90,11 @@ def fit(
             for group in model.optimizer.param_groups:
                 group["lr"] = learning_rate
         for n_updates in range(n_before + 1, n_before + gradient_steps + 1):
-            segments = model.on_device(source.segments(batch_size))
+            segments = source.segments(batch_size).map(to_device)
             denoising_loss = model.denoising_loss(segments, generator)
             termination_loss = th.zeros_like(denoising_loss)
             if learn_terminations:
-                terminal = model.on_device(source.terminal_transitions(n_terminal))
+                terminal = source.terminal_transitions(n_terminal).map(to_device)
                 termination_loss = model.termination_loss(segments, terminal, source.termination_rate)
             model.optimizer.zero_grad()
             (denoising_loss + termination_loss).backward()
@@ -121,7 +120,6 @@ def restored_if_diverged(model: DiffusionWorldModel, losses: th.Tensor) -> Itera
     :raises FloatingPointError: If losses or weights are not finite
     """
     weights_before, optimizer_before = copied(model.state_dict()), copied(model.optimizer.state_dict())
-    diverged = False
     try:
         yield
     finally:

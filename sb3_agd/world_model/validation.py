@@ -32,10 +32,8 @@ def check_number(name: str, value: Any, minimum: float, below: float = math.inf)
     :raises ValueError: If the value is not a number in this range
     """
     if not isinstance(value, (int, float, np.number)) or not minimum <= value < below:
-        expected = (
-            f"number of at least {minimum} and below {below}" if below < math.inf else f"finite number of at least {minimum}"
-        )
-        raise ValueError(f"`{name}` must be a {expected}, not {value!r}")
+        limit = f" and below {below}" if below < math.inf else ""
+        raise ValueError(f"`{name}` must be a finite number of at least {minimum}{limit}, not {value!r}")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
@@ -53,8 +51,7 @@ def check_network(network: Any, network_kwargs: Any) -> None:
     denoiser = DENOISERS.get(network) if isinstance(network, str) else network
     if not (isinstance(denoiser, type) and issubclass(denoiser, nn.Module)):
         raise ValueError(f"`network` must be one of {sorted(DENOISERS)} or a subclass of nn.Module, not {network!r}")
-    if network_kwargs is None:
-        network_kwargs = {}
+    network_kwargs = {} if network_kwargs is None else network_kwargs
     if not isinstance(network_kwargs, dict):
         raise ValueError(f"`network_kwargs` must be a dictionary, not {network_kwargs!r}")
     try:
@@ -83,6 +80,9 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     check_network(arguments.get("network", "recurrent"), arguments.get("network_kwargs"))
     check_choice("sampler", arguments.get("sampler", "flow"), SAMPLERS)
     check_choice("noise_density", arguments.get("noise_density", "sampler"), ("sampler", "uniform"))
+    check_choice("terminations", arguments.get("terminations", "classifier"), ("classifier", "denoised"))
     termination_fn = arguments.get("termination_fn")
     if termination_fn is not None and not callable(termination_fn):
         raise ValueError(f"`termination_fn` must be callable, not {termination_fn!r}")
+    if termination_fn is not None and arguments.get("terminations") == "denoised":
+        raise ValueError('`termination_fn` replaces learned terminations: give it without `terminations="denoised"`')

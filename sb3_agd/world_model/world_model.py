@@ -14,8 +14,8 @@ from sb3_agd.world_model.denoisers import DENOISERS, is_autoregressive
 from sb3_agd.world_model.normalizer import Normalizer
 from sb3_agd.world_model.samplers import SAMPLERS
 from sb3_agd.world_model.segment_denoiser import Objective, Policy, SegmentDenoiser
-from sb3_agd.world_model.segments import Segments, as_tensor, mask_after_termination
-from sb3_agd.world_model.termination import TerminationClassifier, TerminationFn, apply_rule, half_of
+from sb3_agd.world_model.segments import Segments, as_tensor
+from sb3_agd.world_model.termination import TerminationClassifier, TerminationFn, absorbing, apply_rule, half_of
 from sb3_agd.world_model.training import fit, make_optimizer, seeded_global_stream
 from sb3_agd.world_model.validation import check_arguments, check_integer, check_number
 
@@ -24,7 +24,7 @@ class DiffusionWorldModel(nn.Module):
     """
     Diffusion model of trajectory segments: next states and rewards of ``horizon`` steps, given the start state and
     the actions, all denoised together (arXiv 2604.09035, arXiv 2312.08533). Terminations come from a classifier of
-    single transitions.
+    single transitions, or are denoised as well.
 
     It works on flat vectors in raw units and standardises them itself.
 
@@ -49,6 +49,8 @@ class DiffusionWorldModel(nn.Module):
     :param termination_fn: The true rule of termination, in place of the classifier, where it is known. It gets numpy
         arrays ``(observations, actions, next_observations)`` with one row per transition and returns one boolean per
         row
+    :param terminations: ``"classifier"``, or ``"denoised"`` with the states, as in the paper: each state of the network has
+        one more dimension, 1 if it is terminal and -1 if not, and a transition is terminal where it comes out positive
     :param seed: Seed of the initial weights
     """
 
@@ -69,6 +71,7 @@ class DiffusionWorldModel(nn.Module):
         open_loop_length: int = 4,
         noise_density: str = "sampler",
         termination_fn: TerminationFn | None = None,
+        terminations: str = "classifier",
         seed: int | None = None,
     ):
         # Before there are other local variables
@@ -83,9 +86,14 @@ class DiffusionWorldModel(nn.Module):
         self.open_loop_length = open_loop_length
         self.noise_density = noise_density
         self.termination_fn = termination_fn
+        self.terminations = terminations
+        # Further dimensions of the network's states, see `absorbing`. Their units are fixed: standardised, terminations would
+        # be the larger the rarer they are, and another task for the network whenever their rate changes
+        self.n_flags = int(terminations == "denoised")
         self.sampler, self.schedule = SAMPLERS[sampler]
-        # Mean distance of guided segments from unguided ones in the newest imagination
-        self._guidance_distance = th.zeros(())
+        # Mean distance of the segments of the newest imagination from those that come from the same noise without the guide,
+        # in standard deviations. A tensor, since reading its value would wait for a GPU
+        self.guidance_norm = th.zeros(())
         self.observation_normalizer = Normalizer(observation_dim)
         self.action_normalizer = Normalizer(action_dim)
         self.reward_normalizer = Normalizer(1)
@@ -98,7 +106,7 @@ class DiffusionWorldModel(nn.Module):
         with seeded_global_stream(np.random.SeedSequence(seed).generate_state(1)[0].item(), th.device("cpu")):
             self.networks = nn.ModuleDict(
                 {
-                    "denoiser": denoiser(observation_dim, action_dim, horizon, **(network_kwargs or {})),
+                    "denoiser": denoiser(observation_dim + self.n_flags, action_dim, horizon, **(network_kwargs or {})),
                     "termination": TerminationClassifier(observation_dim, action_dim),
                 }
             )
@@ -115,14 +123,6 @@ class DiffusionWorldModel(nn.Module):
     def is_trained(self) -> bool:
         """Whether it was ever trained."""
         return self.n_updates.item() > 0
-
-    @property
-    def guidance_norm(self) -> float:
-        """
-        Mean distance of the segments of the newest imagination from those that come from the same noise without the guide,
-        in standard deviations.
-        """
-        return self._guidance_distance.item()
 
     def observe(self, observations: th.Tensor, actions: th.Tensor, rewards: th.Tensor, terminations: th.Tensor) -> None:
         """
@@ -149,8 +149,8 @@ class DiffusionWorldModel(nn.Module):
     def standardise(self, segments: Segments[th.Tensor]) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         :param segments: In raw units
-        :return: States (B, H + 1, observation_dim), actions (B, H, action_dim), and the diffusion variable: next states
-            and, last, rewards (B, H, observation_dim + 1)
+        :return: States (B, H + 1, observation_dim), actions (B, H, action_dim), and the diffusion variable without flags:
+            next states and, last, rewards (B, H, observation_dim + 1)
         """
         states = self.observation_normalizer(segments.observations)
         rewards = self.reward_normalizer(segments.rewards[..., None])
@@ -172,7 +172,12 @@ class DiffusionWorldModel(nn.Module):
         :param generator: Source of the noise
         :return: Scalar
         """
+        flags = segments.observations[..., :0]
+        if self.terminations == "denoised":
+            flags, segments = absorbing(segments)
         states, actions, data = self.standardise(segments)
+        before = th.cat([self.observation_normalizer.clamp(states[:, :-1]), flags[:, :-1]], dim=-1)
+        data = th.cat([data[..., :-1], flags[:, 1:], data[..., -1:]], dim=-1)
         # From the lowest noise level at which the sampler calls the denoiser (of two steps at least) to the highest. The more
         # steps there are, the more depends on low levels: uniform in the root of the time, or in the time itself
         in_root = self.noise_density == "sampler"
@@ -180,7 +185,6 @@ class DiffusionWorldModel(nn.Module):
         level = lowest + (1 - lowest) * th.rand(len(segments), generator=generator, device=self.device)
         time = level.square() if in_root else level
         noise = th.randn(data.shape, generator=generator, device=self.device)
-        before = self.observation_normalizer.clamp(states[:, :-1])
         denoiser = self.networks["denoiser"]
         # A network that is not recurrent sees whole segments
         length = math.gcd(self.open_loop_length, self.horizon) if is_autoregressive(denoiser) else self.horizon
@@ -264,13 +268,13 @@ class DiffusionWorldModel(nn.Module):
             return distribution(shape, generator=generator, device=observations.device).repeat_interleave(n_candidates, dim=0)
 
         def draw_noise(n_transitions: int) -> th.Tensor:
-            return draw(th.randn, n_transitions, self.observation_dim + 1)
+            return draw(th.randn, n_transitions, self.observation_dim + self.n_flags + 1)
 
         def sample_whole(denoiser: SegmentDenoiser) -> th.Tensor:
             return self.sampler(denoiser, draw_noise(horizon), self.n_denoising_steps, partial(draw_noise, horizon))
 
         denoiser = SegmentDenoiser(self, observations, horizon, policy)
-        self._guidance_distance = observations.new_zeros(())
+        self.guidance_norm = observations.new_zeros(())
         if objective is not None and guidance_scale > 0:
             before = generator.get_state()
             unguided = sample_whole(denoiser)
@@ -278,14 +282,12 @@ class DiffusionWorldModel(nn.Module):
             generator.set_state(before)
             denoiser = SegmentDenoiser(self, observations, horizon, policy, objective, guidance_scale, guidance_weight)
             denoised = sample_whole(denoiser)
-            self._guidance_distance = (denoised - unguided).flatten(1).norm(dim=1).mean()
+            self.guidance_norm = (denoised - unguided).flatten(1).norm(dim=1).mean()
         elif is_autoregressive(self.ema_networks["denoiser"]):
             denoised = denoiser.sample_state_by_state(self.sampler, self.n_denoising_steps, draw_noise)
         else:
             denoised = sample_whole(denoiser)
-        states, actions, rewards = denoiser.finish(denoised)
-        terminations = draw(th.rand, horizon) < self.termination_probabilities(states, actions)
-        return Segments(states, actions, rewards, terminations, mask_after_termination(terminations))
+        return denoiser.finish(denoised, draw(th.rand, horizon))
 
     def predict(
         self,
@@ -326,15 +328,15 @@ class DiffusionWorldModel(nn.Module):
         check_integer("horizon", horizon, 1)
         denoiser = self.networks["denoiser"]
         if horizon != self.horizon and not is_autoregressive(denoiser):
-            name = type(denoiser).__name__
-            raise ValueError(f"`horizon` must be {self.horizon} with the network {name}, not {horizon}")
+            raise ValueError(f"`horizon` must be {self.horizon} with the network {type(denoiser).__name__}, not {horizon}")
         return int(horizon)
 
     @th.no_grad()
-    def termination_probabilities(self, states: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    def termination_probabilities(self, states: th.Tensor, actions: th.Tensor, flags: th.Tensor | None = None) -> th.Tensor:
         """
         :param states: In raw units, shape (B, H + 1, observation_dim)
         :param actions: In raw units, shape (B, H, action_dim)
+        :param flags: Denoised flags of the next states, shape (B, H, n_flags), needed if terminations are denoised
         :return: Probability that each transition is terminal, shape (B, H)
         """
         # In tasks that never end, rare false alarms would cut the returns
@@ -342,14 +344,10 @@ class DiffusionWorldModel(nn.Module):
             return states.new_zeros(actions.shape[:2])
         if self.termination_fn is not None:
             return apply_rule(self.termination_fn, states, actions)
+        if self.terminations == "denoised":
+            assert flags is not None
+            return (flags.squeeze(-1) > 0).to(states)
         classifier = self.ema_networks["termination"]
         assert isinstance(classifier, TerminationClassifier)
         observations = self.inputs(states)
         return classifier.probabilities(observations[:, :-1], self.action_normalizer(actions), observations[:, 1:])
-
-    def on_device(self, segments: Segments[th.Tensor]) -> Segments[th.Tensor]:
-        """
-        :param segments: Segments anywhere
-        :return: The same on the model's device
-        """
-        return segments.map(lambda array: array.to(self.device))

@@ -80,6 +80,29 @@ def test_a_custom_network_is_used_and_saved(tmp_path: Path) -> None:
     assert loaded.world_model.n_updates > model.world_model.n_updates
 
 
+@pytest.mark.parametrize("network", ["recurrent", "mlp"])
+@pytest.mark.parametrize("guidance_mode", ["select", "gradient"])
+def test_a_saved_model_denoises_terminations_as_before(tmp_path: Path, network: str, guidance_mode: str) -> None:
+    kwargs = {"network": network, "network_kwargs": {"width": 16, "depth": 1}, "terminations": "denoised"}
+    settings = SMALL | {"world_model_kwargs": kwargs, "guidance_mode": guidance_mode, "world_model_gradient_steps": 30}
+    model = AGDPPO("MlpPolicy", "CartPole-v1", **settings).learn(128)
+    assert model.rollout_buffer.n_imagined > 0
+    model.save(tmp_path / "model")
+    loaded = AGDPPO.load(tmp_path / "model", env=model.env, device="cpu")
+    assert loaded.world_model.terminations == "denoised"
+    starts = np.tile(model.env.reset(), (200, 1))
+    before, after = (each.imagine(starts, seed=1) for each in (model, loaded))
+    assert np.array_equal(before.observations, after.observations)
+    assert np.array_equal(before.terminations, after.terminations)
+    loaded.learn(32)
+
+
+def test_a_rule_of_termination_beside_denoised_ones_is_refused_at_construction() -> None:
+    kwargs = {"world_model_kwargs": {"terminations": "denoised"}, "termination_fn": lambda *rows: rows[0][:, 0] > 0}
+    with pytest.raises(ValueError, match=r'`termination_fn` .* without `terminations="denoised"`'):
+        AGDPPO("MlpPolicy", "CartPole-v1", **SMALL | kwargs)
+
+
 def test_an_environment_to_evaluate_in_leaves_rewards_in_the_units_of_the_critic() -> None:
     model = AGDPPO("MlpPolicy", VecNormalize(make_vec_env("Pendulum-v1", 2)), **SMALL).learn(128)
     rewards = th.tensor([-8.0, -1.0])

@@ -46,6 +46,9 @@ from sb3_agd.imagination import RewardGuide
         ("learning_rate", float("nan")),
         ("learning_rate", float("inf")),
         ("termination_fn", True),
+        ("terminations", "regressed"),
+        ("terminations", None),
+        ("terminations", True),
     ],
 )
 def test_bad_argument_is_refused_by_name(argument: str, value: Any) -> None:

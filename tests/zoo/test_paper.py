@@ -20,7 +20,12 @@ GUIDES = {"agd_sag": SigmoidAdvantageGuide, "agd_eag": ExponentialAdvantageGuide
 TINY = {
     "n_denoising_steps": 2,
     "world_model_warmup": 64,
-    "world_model_kwargs": {"network": "mlp", "network_kwargs": {"width": 16, "depth": 1}, "noise_density": "uniform"},
+    "world_model_kwargs": {
+        "network": "mlp",
+        "network_kwargs": {"width": 16, "depth": 1},
+        "noise_density": "uniform",
+        "terminations": "denoised",
+    },
     "world_model_gradient_steps": 1,
     "world_model_batch_size": 16,
     "n_steps": 16,
@@ -74,6 +79,7 @@ def test_the_paper_s_size_is_that_of_its_code() -> None:
             assert settings["synthetic_ratio"] * settings["n_steps"] == settings["batch_size"] == 512 * settings["horizon"]
             assert settings["world_model_gradient_steps"] == settings["n_steps"] == 4
             assert settings["world_model_kwargs"]["network_kwargs"] == {"width": 1024, "depth": 6}
+            assert settings["world_model_kwargs"]["terminations"] == "denoised"
 
 
 def test_the_noisy_pendulum_is_trained_on_with_each_guide(tmp_path: Path) -> None:
