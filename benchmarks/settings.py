@@ -39,17 +39,18 @@ def settings_of(config: str, env_id: str) -> dict[str, Any]:
     return settings[env_id if env_id in settings else "default"]
 
 
-def load_settings(algorithm: str, env_id: str) -> dict[str, Any]:
+def load_settings(algorithm: str, env_id: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """
     :param algorithm: Name of a file in ``hyperparams/``, without its ending
     :param env_id: Name of the task
+    :param changes: Settings in place of those in the file, or besides them
     :return: Settings of the algorithm on the task
     :raises SystemExit: If there are none
     """
     settings = read_settings(f"{algorithm}.yml")
     if env_id not in settings:
         raise SystemExit(f"{algorithm}.yml has no settings for {env_id}, only for {', '.join(settings)}")
-    chosen = dict(settings[env_id])
+    chosen = settings[env_id] | (changes or {})
     if "policy_kwargs" in chosen:
         # RL-Zoo's way of naming classes in a settings file
         chosen["policy_kwargs"] = eval(chosen["policy_kwargs"], {"nn": nn, "dict": dict})

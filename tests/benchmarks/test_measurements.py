@@ -49,9 +49,20 @@ def short_settings(algorithm: str, env_id: str) -> dict[str, Any]:
     return load_settings(algorithm, env_id) | {"world_model_warmup": 256, "n_epochs": 1}
 
 
+def small_settings(algorithm: str, env_id: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Those of a variant, with small networks and updates."""
+    small = {"n_epochs": 1, "n_steps": 64, "batch_size": 64, "learning_starts": 64}
+    settings = load_settings(algorithm, env_id, changes)
+    return {key: small.get(key, value) for key, value in settings.items()} | {"policy_kwargs": {"net_arch": [16, 16]}}
+
+
 # Sizes that make each measurement a matter of seconds
 SMALL_MEASUREMENTS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "world_model_error": (["--envs", "Hopper-v5", "--updates", "3"], {"N_TURNS": 2, "TURN_STEPS": 100, "PPO_STEPS": 512}),
+    "step_time": (
+        ["--turns", "1"],
+        {"load_settings": small_settings, "WARM_UP": 128, "OFF_POLICY_STEPS": 4, "ON_POLICY_STEPS": 128},
+    ),
     "imagination_health": (["--steps", "768"], {"load_settings": short_settings}),
     "speed": (
         ["--repetitions", "1", "--device", "cpu"],
