@@ -29,9 +29,9 @@ MIN_SEEDS = 3
 LAST_EVALUATIONS = 5
 # Aggregates are given at these shares of a run
 CHECKPOINTS = (0.25, 0.5, 1.0)
-# Colours that remain distinct for colour-blind readers (Okabe and Ito)
-COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#999933")
-MARKERS = "osD^vP*X"
+# Colours that remain distinct for colour-blind readers (Okabe and Ito, Tol). A suite has at most as many variants
+COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#999933", "#882255")
+MARKERS = "osD^vP*X<"
 
 
 @dataclass(frozen=True)

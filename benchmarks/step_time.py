@@ -3,8 +3,8 @@ Time of an environment step with each algorithm of `mujoco-100k`, updates includ
 
     python -m benchmarks.step_time
 
-The algorithms take turns. On a machine with other work, only ratios mean something. The program prints a table and writes
-``benchmarks/results/step_time.json``.
+It is processor time, which other work on the machine hardly changes, and the algorithms take turns. The program prints a table
+and writes ``benchmarks/results/step_time.json``.
 """
 
 import argparse
@@ -50,12 +50,12 @@ def make_agent(variant: Variant, env_id: str) -> BaseAlgorithm:
 def step_seconds(agent: BaseAlgorithm) -> float:
     """
     :param agent: The agent
-    :return: Seconds per environment step in further training
+    :return: Seconds of processor time per environment step in further training
     """
-    before, start = agent.num_timesteps, time.perf_counter()
+    before, start = agent.num_timesteps, time.process_time()
     n_steps = OFF_POLICY_STEPS if isinstance(agent, OffPolicyAlgorithm) else ON_POLICY_STEPS
     agent.learn(n_steps, reset_num_timesteps=False)
-    return (time.perf_counter() - start) / (agent.num_timesteps - before)
+    return (time.process_time() - start) / (agent.num_timesteps - before)
 
 
 def main() -> None:

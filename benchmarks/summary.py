@@ -2,9 +2,12 @@
 Summarise `mujoco-100k`: the figure at the top of the README and the table under it::
 
     python -m benchmarks.summary
+
+Runs were made at different times on a machine with other work, so their minutes come from :mod:`benchmarks.step_time`.
 """
 
 import argparse
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,11 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks.report import CHECKPOINTS, Interval, Results, iqm_curve, mean_curve, to_markdown
+from benchmarks.report import CHECKPOINTS, Interval, Results, iqm_curve, to_markdown
 from benchmarks.suite import RESULTS, Suite
 
 SUITE = "mujoco-100k"
+STEP_TIME = "step_time.json"
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "sample_efficiency.png"
 # Names as people write them, and a style for each that is distinct for colour-blind readers (Okabe and Ito). Those without
 # results are left out
@@ -42,7 +46,7 @@ class Summary:
     :param points: Interquartile mean of the score at each evaluation
     :param intervals: Its 95 % intervals, shape (2, evaluations)
     :param n_runs: Runs on each task
-    :param minutes: Of training on one core: mean over the tasks of the median over the runs
+    :param minutes: Of a training on one core
     """
 
     timesteps: np.ndarray
@@ -52,9 +56,10 @@ class Summary:
     minutes: float
 
 
-def summarise(results: Results) -> dict[str, Summary]:
+def summarise(results: Results, step_milliseconds: dict[str, float]) -> dict[str, Summary]:
     """
     :param results: Results
+    :param step_milliseconds: Time of a step with each algorithm
     :return: All algorithms of ``NAMES`` that have results, the best one first
     """
     summaries = {}
@@ -63,9 +68,8 @@ def summarise(results: Results) -> dict[str, Summary]:
         if not len(scores):
             continue
         points, intervals = iqm_curve(scores)
-        tasks = [results.of_task(variant, task) for task in results.suite.tasks]
-        seconds = [mean_curve(runs).wall_seconds.iloc[-1] for runs in tasks]
-        summaries[variant] = Summary(results.timesteps, points, intervals, len(scores), float(np.mean(seconds) / 60))
+        minutes = results.suite.steps * step_milliseconds[variant] / 60_000
+        summaries[variant] = Summary(results.timesteps, points, intervals, len(scores), minutes)
     return dict(sorted(summaries.items(), key=lambda item: -item[1].points[-1]))
 
 
@@ -126,7 +130,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         suite = Suite.load(SUITE)
-        summaries = summarise(Results(suite, arguments.results / suite.name))
+        steps = json.loads((arguments.results / STEP_TIME).read_text())
+        summaries = summarise(Results(suite, arguments.results / suite.name), steps["milliseconds per step"])
     except ValueError as error:
         parser.error(str(error))
     # rliable's theme is grey

@@ -10,6 +10,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks.evaluation import TimedEvaluation
+from benchmarks.report import COLOURS, MARKERS
 from benchmarks.settings import algorithm_arguments
 from benchmarks.suite import SUITES, Suite
 from sb3_agd import AGDPPO
@@ -36,6 +37,7 @@ def test_a_variant_may_have_seeds_of_its_own(suite_file: Path) -> None:
 @pytest.mark.parametrize("name", sorted(path.stem for path in SUITES.glob("*.yml")))
 def test_shipped_suites_are_valid(name: str) -> None:
     suite = Suite.load(name)
+    assert len(suite.variants) <= len(COLOURS) == len(MARKERS)
     for one in suite.runs():
         assert one.hyperparameters["policy"] == "MlpPolicy"
         assert one.variant.settings.items() <= one.hyperparameters.items()

@@ -1,5 +1,6 @@
 """The figure and the table at the top of the README, from small suites."""
 
+import json
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +30,8 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(run, "execute", execute)
     monkeypatch.setattr(report, "BOOTSTRAP_REPETITIONS", 20)
     call(run, monkeypatch, tmp_path / "small.yml", "--results", tmp_path)
+    steps = {"agdppo": 3000.0, "ppo": 600.0}
+    (tmp_path / summary.STEP_TIME).write_text(json.dumps({"milliseconds per step": steps}))
     monkeypatch.setattr(summary, "SUITE", str(tmp_path / "small.yml"))
     return tmp_path
 
@@ -47,6 +50,8 @@ def test_the_best_algorithm_comes_first(suite: Path, monkeypatch: pytest.MonkeyP
     assert (header[-1], [row[-1] for row in rows]) == ("runs on each task", ["3", "3"])
     assert rows[0][header.index("score at 200")].startswith("0.50 [")
     assert rows[1][header.index("score at 200")].startswith("0.20 [")
+    # 200 steps
+    assert [row[header.index("minutes on one core")] for row in rows] == ["10", "2"]
 
 
 def test_what_is_not_finished_is_left_out(
