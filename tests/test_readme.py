@@ -115,7 +115,7 @@ def test_its_cost_follows_from_the_runs() -> None:
     same = json.loads((RESULTS / "speed-cpu-1.json").read_text())["AGDPPO's time per step to PPO's"]
     ratios = [STEP_TIME["agdppo"] / STEP_TIME["ppo"], same]
     assert "in {:.0f} times the time of PPO with RL-Zoo's settings, or {:.0f} times with".format(*ratios) in PROSE
-    assert f"in {STEP_TIME['agdppo'] / STEP_TIME['sac']:.0%} of SAC's time" in PROSE
+    assert f"in {100 * STEP_TIME['agdppo'] / STEP_TIME['sac']:.0f} % of SAC's time" in PROSE
     assert f"{STEP_TIME['crossq'] / STEP_TIME['agdppo']:.0f} times AGDPPO's" in PROSE
 
 
