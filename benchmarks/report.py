@@ -75,8 +75,9 @@ class Results:
             table = pd.read_csv(folder / f"{run}.csv").iloc[: len(self.timesteps)]
             tables.append(table.assign(variant=run.name, task=run.task, seed=run.seed))
             measured = folder / f"{run}.gains.csv"
-            if measured.is_file():
-                gains.append(pd.read_csv(measured).assign(variant=run.name, task=run.task, seed=run.seed))
+            # Without guidance, there is nothing to measure
+            if measured.is_file() and not (gain := pd.read_csv(measured)).empty:
+                gains.append(gain.assign(variant=run.name, task=run.task, seed=run.seed))
         if not tables:
             raise ValueError(
                 f"No run of {suite.name} with the present settings is finished: python -m benchmarks.run {suite.name}"
