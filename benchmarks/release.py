@@ -18,7 +18,7 @@ from huggingface_sb3 import EnvironmentName
 from rl_zoo3 import get_latest_run_id
 
 from benchmarks.evaluation import EVALUATION_SEEDS
-from benchmarks.settings import read_settings
+from benchmarks.settings import settings_of
 from sb3_agd.checkpoint.save_util import replaced_file
 from sb3_agd.hub.model_card import Agent, Evaluation
 from sb3_agd.hub.push_to_hub import gather_files
@@ -49,8 +49,7 @@ def is_finished(agent: Agent, steps: int) -> bool:
     """
     if not agent.file.is_file() or training_steps(str(agent.file)) < steps:
         return False
-    shipped = read_settings(f"{ALGORITHM}.yml")
-    return agent.read_settings("config.yml") == shipped.get(agent.env_id, shipped["default"])
+    return agent.read_settings("config.yml") == settings_of(f"{ALGORITHM}.yml", agent.env_id)
 
 
 def train(task: str, steps: int, seed: int, logs: Path) -> Agent:

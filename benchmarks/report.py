@@ -163,6 +163,17 @@ def first_at_least(values: np.ndarray, target: float, positions: np.ndarray) -> 
     return f"{positions[reached[0]]:,.0f}" if len(reached) else "not reached"
 
 
+def at_checkpoints(timesteps: np.ndarray, points: np.ndarray, intervals: np.ndarray) -> dict[str, Interval]:
+    """
+    :param timesteps: Steps at each evaluation
+    :param points: Estimate at each evaluation
+    :param intervals: Their intervals, shape (2, evaluations)
+    :return: Those at the checkpoints, by the steps as text
+    """
+    steps = [max(round(share * len(points)), 1) - 1 for share in CHECKPOINTS]
+    return {f"{timesteps[step]:,}": Interval(points[step], *intervals[:, step]) for step in steps}
+
+
 def aggregate_table(results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> pd.DataFrame:
     """
     :param results: Results
@@ -174,9 +185,7 @@ def aggregate_table(results: Results, curves: dict[str, tuple[np.ndarray, np.nda
     for variant, (points, intervals) in curves.items():
         scores = results.matrix(variant)
         row = {"variant": variant, "seeds": len(scores)}
-        for share in CHECKPOINTS:
-            step = max(round(share * len(points)), 1) - 1
-            row[f"IQM at {results.timesteps[step]:,}"] = Interval(points[step], *intervals[:, step])
+        row |= {f"IQM at {steps}": value for steps, value in at_checkpoints(results.timesteps, points, intervals).items()}
         row[f"mean at {results.timesteps[-1]:,}"] = f"{scores[..., -1].mean():.2f}"
         if BASELINE in curves:
             better = "" if variant == BASELINE else improvement(scores[..., -1], baseline[..., -1])

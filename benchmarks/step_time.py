@@ -26,6 +26,7 @@ from benchmarks.settings import algorithm_arguments, load_settings, make_environ
 from benchmarks.suite import RESULTS, Suite, Variant
 
 SUITE = "mujoco-100k"
+STEP_TIME = "step_time.json"
 # All have begun to learn, and AGDPPO to imagine
 WARM_UP = 2048
 # Steps of a turn: of algorithms with updates after each step, and of those with rollouts, for which these are whole ones
@@ -64,7 +65,7 @@ def main() -> None:
     # A setting that falls in the course of the training, as the ratio on HalfCheetah-v5, would be near its end
     parser.add_argument("--env", default="Hopper-v5", help="task, one without schedules")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=RESULTS / "step_time.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / STEP_TIME)
     arguments = parser.parse_args()
     th.set_num_threads(1)
     variants = Suite.load(SUITE).variants

@@ -17,11 +17,10 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks.report import CHECKPOINTS, Interval, Results, iqm_curve, to_markdown
+from benchmarks.report import Results, at_checkpoints, iqm_curve, to_markdown
+from benchmarks.step_time import STEP_TIME, SUITE
 from benchmarks.suite import RESULTS, Suite
 
-SUITE = "mujoco-100k"
-STEP_TIME = "step_time.json"
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "sample_efficiency.png"
 # Names as people write them, and a style for each that is distinct for colour-blind readers (Okabe and Ito). Those without
 # results are left out
@@ -81,9 +80,8 @@ def table(summaries: dict[str, Summary]) -> str:
     rows = []
     for variant, summary in summaries.items():
         row = {"algorithm": NAMES[variant]}
-        for share in CHECKPOINTS:
-            step = max(round(share * len(summary.points)), 1) - 1
-            row[f"score at {summary.timesteps[step]:,}"] = str(Interval(summary.points[step], *summary.intervals[:, step]))
+        values = at_checkpoints(summary.timesteps, summary.points, summary.intervals)
+        row |= {f"score at {steps}": str(value) for steps, value in values.items()}
         rows.append(row | {"minutes on one core": f"{summary.minutes:.0f}", "runs on each task": str(summary.n_runs)})
     return to_markdown(pd.DataFrame(rows))
 

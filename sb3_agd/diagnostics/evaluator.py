@@ -164,7 +164,7 @@ class Evaluator:
             buffer.add(*(np.asarray([item]) for item in (state, action, reward, next_state, terminated, done)))
             state = simulator.reset() if done else next_state
         recorded = buffer.segments(np.zeros(n_starts, dtype=np.int64), np.array(indices), self.horizon)
-        recorded = recorded.map(lambda array: array.to(self.model.device))
+        recorded = recorded.to(self.model.device)
         can_be_restored = self._repeats(snapshots, recorded)
         return StartStates(recorded.observations[:, 0], recorded, snapshots if can_be_restored else None)
 

@@ -48,7 +48,7 @@ def missed_randomness(
     """
     nothing = th.zeros((), device=world_model.device)
     candidates = replay_buffer.recent_transitions(N_CANDIDATES)
-    pool = replay_buffer.segments(*candidates, 1).map(lambda array: array.to(world_model.device))
+    pool = replay_buffer.segments(*candidates, 1).to(world_model.device)
     distances = th.cdist(_inputs(world_model, real), _inputs(world_model, pool)).square()
     limit = MAX_DISTANCE * distances.mean()
     itself = (indices[0][:, None] == candidates[0]) & (indices[1][:, None] == candidates[1])
@@ -59,7 +59,7 @@ def missed_randomness(
         return nothing
     chosen = neighbours[is_near].cpu().numpy()
     twins = replay_buffer.segments(candidates[0][chosen], candidates[1][chosen], world_model.horizon)
-    twins = twins.map(lambda array: array.to(world_model.device))
+    twins = twins.to(world_model.device)
     imagined_twins = world_model.predict(twins.observations[:, 0], twins.actions, generator)
 
     def squared_difference(segments: Segments[th.Tensor], of_twins: Segments[th.Tensor]) -> th.Tensor:

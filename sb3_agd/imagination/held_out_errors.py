@@ -37,7 +37,7 @@ def held_out_errors(imagination: Imagination) -> dict[str, th.Tensor]:
     env_indices, rows = buffer.transitions_since(np.minimum(imagination.recorder.rollout_start, last_update))
     chosen = imagination.state.rng.integers(len(rows), size=min(MIN_ROWS, len(rows)))
     tested, generator = (env_indices[chosen], rows[chosen]), imagination.generator()
-    segments = buffer.segments(*tested, world_model.horizon).map(lambda array: array.to(world_model.device))
+    segments = buffer.segments(*tested, world_model.horizon).to(world_model.device)
     imagined = world_model.predict(segments.observations[:, 0], segments.actions, generator)
     kept = segments.mask & imagined.mask
     with th.no_grad():

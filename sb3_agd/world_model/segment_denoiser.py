@@ -108,7 +108,7 @@ class SegmentDenoiser:
     def _estimate(self, start: th.Tensor, actions: th.Tensor | StandardisedPolicy, noisy: th.Tensor, time: float) -> th.Tensor:
         """What the network makes of noisy segments, within the observed range plus a margin."""
         times = th.full((len(noisy),), time, device=noisy.device)
-        return self._clamp(self.network(noisy, times, start, actions))
+        return self.network(noisy, times, start, actions).clamp(self.low, self.high)
 
     def _weighted_by_sigma(self, noisy: th.Tensor, time: float) -> th.Tensor:
         """
@@ -120,7 +120,7 @@ class SegmentDenoiser:
         leaf = self._denoise(noisy, time).detach().requires_grad_()
         with th.enable_grad():
             gradient = self._objective_gradient(leaf, leaf)
-        return self._clamp(leaf.detach() + self.guidance_scale * variance**2 * gradient)
+        return (leaf.detach() + self.guidance_scale * variance**2 * gradient).clamp(self.low, self.high)
 
     def _calibrated(self, noisy: th.Tensor, time: float) -> th.Tensor:
         """
@@ -150,7 +150,7 @@ class SegmentDenoiser:
             gradient = self._objective_gradient(estimate, leaf)
         denoised = estimate.detach() if denoised is None else denoised
         # The margin around the observed range also limits the guidance
-        return self._clamp(denoised + self.guidance_scale * sigma**2 / alpha * gradient)
+        return (denoised + self.guidance_scale * sigma**2 / alpha * gradient).clamp(self.low, self.high)
 
     def _objective_gradient(self, denoised: th.Tensor, noisy: th.Tensor) -> th.Tensor:
         """
@@ -209,10 +209,6 @@ class SegmentDenoiser:
         """Ask the policy for all actions at the denoised states of the newest pass."""
         states = self._raw_states(self.denoised)
         self.actions = self.policy(states[:, :-1], slice(0, self.horizon))
-
-    def _clamp(self, denoised: th.Tensor) -> th.Tensor:
-        """:return: Denoised segments within the observed range plus a margin"""
-        return denoised.clamp(self.low, self.high)
 
     def _raw_states(self, denoised: th.Tensor | None) -> th.Tensor:
         """

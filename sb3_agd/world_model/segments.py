@@ -47,6 +47,10 @@ class Segments(Generic[ArrayT]):
         """The segments with a function applied to every array."""
         return Segments(**{name: function(array) for name, array in vars(self).items()})
 
+    def to(self: Segments[th.Tensor], device: th.device) -> Segments[th.Tensor]:
+        """The segments on a device."""
+        return self.map(lambda tensor: tensor.to(device))
+
     def to_dict(self) -> dict[str, ArrayT]:
         """The arrays by name, not copied."""
         return dict(vars(self))

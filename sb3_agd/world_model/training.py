@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch as th
@@ -81,7 +80,6 @@ def fit(
     total = th.zeros(2, device=model.device)
     learn_terminations = source.termination_rate > 0 and model.terminations == "classifier" and model.termination_fn is None
     n_terminal = max(1, round(TERMINAL_SHARE * batch_size))
-    to_device = partial(th.Tensor.to, device=model.device)
     n_before = int(model.n_updates.item())
     # Layers such as dropout draw from PyTorch's global stream
     stream = nullcontext() if generator is None else seeded_global_stream(generator.initial_seed(), model.device)
@@ -90,11 +88,11 @@ def fit(
             for group in model.optimizer.param_groups:
                 group["lr"] = learning_rate
         for n_updates in range(n_before + 1, n_before + gradient_steps + 1):
-            segments = source.segments(batch_size).map(to_device)
+            segments = source.segments(batch_size).to(model.device)
             denoising_loss = model.denoising_loss(segments, generator)
             termination_loss = th.zeros_like(denoising_loss)
             if learn_terminations:
-                terminal = source.terminal_transitions(n_terminal).map(to_device)
+                terminal = source.terminal_transitions(n_terminal).to(model.device)
                 termination_loss = model.termination_loss(segments, terminal, source.termination_rate)
             model.optimizer.zero_grad()
             (denoising_loss + termination_loss).backward()

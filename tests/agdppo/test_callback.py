@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from environments import SMALL, ToyEnv
-from logs import KeptLog
+from logs import ImaginedRows, KeptLog
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common import callbacks
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
+from stable_baselines3.common.callbacks import CallbackList, EveryNTimesteps
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
@@ -199,35 +199,21 @@ def test_verbose_training_prints_when_imagination_begins(capsys: pytest.CaptureF
     assert capsys.readouterr().out.count("Imagination begins after 64 steps") == 1
 
 
-class RolloutsWatch(BaseCallback):
-    """Notes for each rollout whether it was imagined from."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.imagined: list[bool] = []
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        self.imagined.append(self.model.rollout_buffer.n_imagined > 0)
-
-
 def test_short_rollouts_are_imagined_from_once_per_real_steps_per_update() -> None:
     callback = GuidanceCallback(**GUIDANCE | {"real_steps_per_update": 20})
     model = A2C("MlpPolicy", ToyEnv(), n_steps=5, rollout_buffer_class=AugmentedRolloutBuffer, device="cpu", seed=0)
-    watch = RolloutsWatch()
+    rows = ImaginedRows()
     with pytest.warns(UserWarning, match="Rollouts have 5 transitions.*most policy updates have real transitions only"):
-        model.learn(60, [callback, watch])
-    assert watch.imagined == [False, False, False, True] * 3
+        model.learn(60, [callback, rows])
+    assert [count > 0 for count in rows.counts] == [False, False, False, True] * 3
     # Five times as many updates at first
     assert callback.world_model.n_updates == (5 + 1 + 1) * SMALL["world_model_gradient_steps"]
 
 
 def test_rollouts_of_half_of_real_steps_per_update_are_all_imagined_from() -> None:
-    watch = RolloutsWatch()
-    AGDPPO("MlpPolicy", ToyEnv(), **SMALL | {"n_steps": 16, "real_steps_per_update": 32}).learn(64, watch)
-    assert watch.imagined == [True] * 4
+    rows = ImaginedRows()
+    AGDPPO("MlpPolicy", ToyEnv(), **SMALL | {"n_steps": 16, "real_steps_per_update": 32}).learn(64, rows)
+    assert [count > 0 for count in rows.counts] == [True] * 4
 
 
 @pytest.mark.parametrize("settings", [{}, {"real_steps_per_update": 1000, "synthetic_ratio": 0}])
