@@ -32,8 +32,8 @@ SHIPPED = {
 }
 # Policy settings that runs of AGDPPO speak for
 MEASURED = {("agdppo", "Hopper-v5", key) for key in ("gamma", "gae_lambda", "policy_kwargs")}
-MEASURED |= {("agdppo", "Walker2d-v5", "clip_range"), ("agdppo", "HalfCheetah-v5", "policy_kwargs")}
-MEASURED |= {("agdppo", "Ant-v5", "policy_kwargs")}
+MEASURED |= {("agdppo", "Walker2d-v5", key) for key in ("clip_range", "policy_kwargs")}
+MEASURED |= {("agdppo", env_id, "policy_kwargs") for env_id in ("HalfCheetah-v5", "Ant-v5")}
 # What the network, the advantages and the policy loss are made of
 POLICY_SETTINGS = ("normalize", "policy_kwargs", "gamma", "gae_lambda", "clip_range", "vf_coef", "max_grad_norm")
 register()
