@@ -35,7 +35,8 @@ class AGDPPO(ImaginationMixin, ResumablePPO):
 
     Paper: https://arxiv.org/abs/2604.09035
 
-    :param policy: The policy model to use (MlpPolicy, or a custom ``ActorCriticPolicy``)
+    :param policy: The policy model to use (MlpPolicy, MultiInputPolicy for Dict observations, or a custom
+        ``ActorCriticPolicy``)
     :param env: The environment to learn from (if registered in Gym, can be str). Observations: Box without images,
         Discrete, MultiDiscrete, MultiBinary, or a Dict of these; actions: Box, Discrete, MultiDiscrete, MultiBinary
     :param learning_rate: The learning rate, it can be a function
@@ -190,7 +191,9 @@ class AGDPPO(ImaginationMixin, ResumablePPO):
         return super()._init_callback(CallbackList(callbacks if bar is None else [*callbacks, bar]))
 
     def train(self) -> None:
-        """Update the policy, after a long rollout in several rounds. With ``policy_data="imagined"``, not without any."""
+        """
+        Update the policy, after a long rollout in several rounds. With ``policy_data="imagined"``, only on imagined transitions.
+        """
         if self._guidance_callback is None or self._guidance_callback.has_policy_data:
             super().train()
         if self._guidance_callback is not None:

@@ -199,7 +199,7 @@ class GuidanceCallback(SavedCallback):
         Rounds of updates after the first one. At the start of each, the world model is trained further, and newly imagined
         transitions replace those of the round before.
 
-        :return: Their numbers. None if the first round had no imagined transitions, and so all of the real ones
+        :return: Their numbers. There are none if the first round had no imagined transitions: it had all of the real ones
         """
         if self._buffer.n_imagined > 0:
             yield from itertools.takewhile(self._begin_round, range(1, self.n_rounds))

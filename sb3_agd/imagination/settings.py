@@ -153,7 +153,7 @@ class Settings:
     :param buffer_size: Size of the replay buffer of real transitions that the world model is trained on, in rows: one for
         each transition and one for the last state of each episode; the oldest are overwritten
     :param world_model_kwargs: Further arguments of :class:`DiffusionWorldModel` (``network``, ``network_kwargs``,
-        ``open_loop_length``, ``ema_decay``, ``terminations``)
+        ``open_loop_length``, ``ema_decay``, ``noise_density``, ``terminations``)
     :param termination_fn: The true rule of termination if it is known, in place of the learned one. It gets numpy
         arrays ``(observations, actions, next_observations)`` in raw units with one row per transition and returns
         one boolean per row
