@@ -10,7 +10,7 @@ root = Path(__file__).parent
 rl_zoo = ["rl_zoo3[plots]>=2.9,<3.0", "requests", "pyyaml", "jinja2"]
 # With what options of its commands need: TensorBoard, plots, rendering
 zoo = [*rl_zoo, "tensorboard", "matplotlib", "gymnasium[classic-control,mujoco]"]
-docs = ["sphinx", "furo", "myst-parser", "sphinx-copybutton"]
+docs = ["sphinx", "furo", "myst-parser", "sphinx-copybutton", "sphinx-mathjax-offline"]
 
 
 def long_description() -> str:

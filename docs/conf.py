@@ -9,9 +9,17 @@ from sb3_agd import __version__
 
 project = "sb3_agd"
 author = "The sb3_agd authors"
+copyright = author
 release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode", "sphinx_copybutton"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx-mathjax-offline",
+]
 exclude_patterns = ["_build"]
 # Links such as page.md#section
 myst_heading_anchors = 3
@@ -54,6 +62,8 @@ OUTSIDE = {
 }
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_title = f"sb3_agd {release}"
 
 

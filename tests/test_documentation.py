@@ -52,7 +52,8 @@ def blocks(page: Path, language: str) -> list[tuple[int, str]]:
 
 def commands(page: Path) -> list[list[str]]:
     """Words of each command, without comments and leading assignments of variables."""
-    lines = [shlex.split(line, comments=True) for _, block in blocks(page, "bash") for line in block.splitlines()]
+    scripts = [block.replace("\\\n", " ") for _, block in blocks(page, "bash")]
+    lines = [shlex.split(line, comments=True) for script in scripts for line in script.splitlines()]
     return [words[1:] if re.fullmatch(r"[A-Z_]+=.*", words[0]) else words for words in lines if words]
 
 
