@@ -12,6 +12,7 @@ The code, the commands and the names in README.md and docs/*.md, and the experim
 import argparse
 import ast
 import csv
+import pydoc
 import re
 import runpy
 import shlex
@@ -55,6 +56,11 @@ def commands(page: Path) -> list[list[str]]:
     scripts = [block.replace("\\\n", " ") for _, block in blocks(page, "bash")]
     lines = [shlex.split(line, comments=True) for script in scripts for line in script.splitlines()]
     return [words[1:] if re.fullmatch(r"[A-Z_]+=.*", words[0]) else words for words in lines if words]
+
+
+def test_pages_of_other_projects_are_linked_from_names_that_exist() -> None:
+    outside = runpy.run_path(str(ROOT / "docs" / "conf.py"))["OUTSIDE"]
+    assert [name for name in outside if pydoc.locate(name) is None] == []
 
 
 @each_text
