@@ -192,7 +192,8 @@ class AGDPPO(ImaginationMixin, ResumablePPO):
 
     def train(self) -> None:
         """
-        Update the policy, after a long rollout in several rounds. With ``policy_data="imagined"``, only on imagined transitions.
+        Update the policy, after a long rollout in several rounds. With ``policy_data="imagined"``, only on imagined
+        transitions.
         """
         if self._guidance_callback is None or self._guidance_callback.has_policy_data:
             super().train()
