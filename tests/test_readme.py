@@ -1,7 +1,9 @@
 """What the README and some pages say, against the committed results."""
 
+import html
 import json
 import re
+from importlib.metadata import metadata, requires
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +51,22 @@ def probability_of_more(returns: np.ndarray, others: np.ndarray) -> float:
 
 def test_it_is_read_in_a_minute() -> None:
     assert len(README.split()) <= 1000
-    # An image of a badge would come from somebody else's server
+    # The page is whole without somebody else's server
     assert [target for target in re.findall(r"!\[[^\]]*\]\(([^)]*)\)", README) if "://" in target] == []
+
+
+def test_its_badges_are_true() -> None:
+    badges = re.findall(r"^!\[([^\]]*)\]\((docs/images/badges/[^)]*)\)$", README, re.MULTILINE)
+    written = {says: re.findall("<text [^>]*>([^<]*)<", (ROOT / file).read_text())[::2] for says, file in badges}
+    assert [" ".join(map(html.unescape, texts)) for texts in written.values()] == list(written)
+    about = metadata("sb3_agd")
+    (sb3,) = re.findall(r"^stable[_-]baselines3.*?>=([\d.]+)", "\n".join(requires("sb3_agd") or []), re.MULTILINE)
+    assert set(written) == {
+        f"license {about['License-Expression']}",
+        f"python {about['Requires-Python'].replace('>=', '>= ')}",
+        f"Stable-Baselines3 >= {sb3}",
+        f"paper arXiv {about['Project-URL'].rpartition('/')[2]}",
+    }
 
 
 def test_its_links_lead_to_files() -> None:
