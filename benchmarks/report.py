@@ -405,7 +405,7 @@ def markdown(results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]])
             "Means over the measurements in training, see `GuidanceGainCallback`: how far guidance moves segments, how far "
             "guided and unguided ones are from the simulator after the same actions (standard deviations of the data), and by "
             "how much guidance raises the advantage of segments, claimed and true (standard deviations of the one-step "
-            "advantage).",
+            "advantage; with standard errors, as if measurements were independent).",
             to_markdown(gain_table(results.gains)),
         ]
     lines += [
@@ -419,10 +419,20 @@ def markdown(results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]])
 def gain_table(gains: pd.DataFrame) -> pd.DataFrame:
     """
     :param gains: Measurements of all runs
-    :return: Mean of each figure, one row per task and variant
+    :return: Mean of each figure, with standard errors of the gains, one row per task and variant and, after several tasks,
+        one per variant over all of them
     """
-    means = gains.drop(columns=["timesteps", "seed"]).groupby(["task", "variant"], sort=False).mean()
-    return means.map(lambda value: f"{value:.3g}").reset_index().rename(columns=lambda name: name.replace("_", " "))
+    if gains.task.nunique() > 1:
+        gains = pd.concat([gains, gains.assign(task="all")])
+    groups = gains.drop(columns=["timesteps", "seed"]).groupby(["task", "variant"], sort=False)
+    means, errors = groups.mean(), groups.sem()
+    table = means.map(lambda value: f"{value:.3f}")
+    for gain in ("claimed_gain", "true_gain"):
+        # A single measurement has none
+        shown = errors[gain].map(lambda error: "" if np.isnan(error) else f" ± {error:.2f}")
+        table[gain] = means[gain].map("{:.2f}".format) + shown
+    table.insert(0, "measurements", groups.size())
+    return table.reset_index().rename(columns=lambda name: name.replace("_", " "))
 
 
 def to_markdown(table: pd.DataFrame) -> str:

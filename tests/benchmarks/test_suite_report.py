@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from rliable.metrics import aggregate_iqm, probability_of_improvement
 from scipy.stats import trim_mean
@@ -86,6 +87,23 @@ def test_variants_are_compared_with_each_other(results: report.Results) -> None:
     del results.records["agdppo_eag"]
     assert report.comparison_table(results).empty
     assert "against each other" not in report.markdown(results, {})
+
+
+def test_gains_of_guidance_have_standard_errors_and_a_mean_over_tasks() -> None:
+    measured = {"timesteps": 10, "seed": 0, "guidance_distance": 0.1, "guided_error": 0.3, "unguided_error": 0.2}
+    gains = pd.DataFrame(
+        [
+            {**measured, "task": "a", "variant": "sag", "claimed_gain": 1.0, "true_gain": 0.0},
+            {**measured, "task": "a", "variant": "sag", "claimed_gain": 2.0, "true_gain": 0.5},
+            {**measured, "task": "b", "variant": "sag", "claimed_gain": 3.0, "true_gain": 0.1},
+        ]
+    )
+    table = report.gain_table(gains).set_index("task")
+    assert [*table.measurements] == [2, 1, 3]
+    assert [*table["claimed gain"]] == ["1.50 ± 0.50", "3.00", "2.00 ± 0.58"]
+    assert [*table["true gain"]] == ["0.25 ± 0.25", "0.10", "0.20 ± 0.15"]
+    assert table.loc["all", "guidance distance"] == "0.100"
+    assert [*report.gain_table(gains[gains.task == "a"]).task] == ["a"]
 
 
 def test_only_seeds_that_are_finished_on_all_tasks_count(results: report.Results, tmp_path: Path) -> None:
