@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shutil
 import time
 import traceback
 from pathlib import Path
@@ -9,6 +10,7 @@ from tempfile import NamedTemporaryFile
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import optuna
 import yaml
 from rl_zoo3.exp_manager import ExperimentManager
@@ -329,4 +331,32 @@ class AGDExperimentManager(ExperimentManager):
         self.n_timesteps -= model.num_timesteps
         for callback in self.callbacks:
             callback.n_calls = model.num_timesteps // model.n_envs
+            if isinstance(callback, EvalCallback) and callback.log_path == f"{self.save_path}/evaluations":
+                self._continue_evaluations(callback, model.num_timesteps)
         super().learn(ResumedModel(model))  # type: ignore[arg-type]
+
+    def _continue_evaluations(self, callback: EvalCallback, n_timesteps: int) -> None:
+        """
+        Let the evaluations of a resumed run follow those before the checkpoint, so that plots have it whole, and keep the
+        best agent so far.
+
+        :param callback: Evaluates the run
+        :param n_timesteps: Number of steps at the checkpoint
+        """
+        folder = Path(self.trained_agent).parent
+        file, best_agent, statistics = (folder / name for name in ("evaluations.npz", "best_model.zip", self.env_name))
+        if not file.is_file():
+            return
+        with np.load(file) as saved:
+            evaluations = dict(saved)
+        means = evaluations["results"].mean(axis=1)
+        is_before = evaluations["timesteps"] <= n_timesteps
+        for name, values in evaluations.items():
+            kept = {"ep_lengths": "length"}.get(name, name)
+            setattr(callback, f"evaluations_{kept}", [*values[is_before]])
+        # That of a later evaluation has taken the place of the best one before the checkpoint
+        if is_before[means.argmax()] and best_agent.is_file():
+            callback.best_mean_reward = float(means.max())
+            shutil.copy(best_agent, self.save_path)
+            if (statistics / "vecnormalize.pkl").is_file():
+                shutil.copy(statistics / "vecnormalize.pkl", self.statistics_path)

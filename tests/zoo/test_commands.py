@@ -1,5 +1,6 @@
 """RL-Zoo's commands around one short training: what it leaves can be continued, played, filmed, evaluated and plotted."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,26 @@ def test_training_goes_on_from_a_saved_agent_with_its_transitions_and_statistics
         for folder in (before, after)
     ]
     assert counts[1] > counts[0]
+
+
+@pytest.mark.parametrize("best", [64, 256])
+def test_evaluations_of_a_resumed_run_follow_those_before_the_checkpoint(trained: Path, tmp_path: Path, best: int) -> None:
+    original, interrupted = trained / "logs" / "agdppo" / f"{ENV}_1", tmp_path / "agdppo" / f"{ENV}_1"
+    shutil.copytree(original, interrupted)
+    returns = {step: [1e6 * (step == best), 0.0] for step in (64, 128, 256)}
+    lengths = [[10, 20]] * len(returns)
+    np.savez(interrupted / "evaluations.npz", timesteps=[*returns], results=[*returns.values()], ep_lengths=lengths)
+    checkpoint = interrupted / "rl_model_128_steps.zip"
+    options = ["-n", "256", "-f", ".", "--eval-freq", "128", "--eval-episodes", "2", "-i", str(checkpoint), "-params", *TINY]
+    run_here(tmp_path, *TRAIN, *options)
+    resumed = tmp_path / "agdppo" / f"{ENV}_2"
+    evaluations = np.load(resumed / "evaluations.npz")
+    assert evaluations["timesteps"].tolist() == [64, 128, 256]
+    assert evaluations["results"][:2].tolist() == [returns[64], returns[128]]
+    assert evaluations["ep_lengths"][:2].tolist() == lengths[:2]
+    is_kept = (resumed / "best_model.zip").read_bytes() == (original / "best_model.zip").read_bytes()
+    # The agent of step 256 is not known at the checkpoint
+    assert is_kept == (best == 64)
 
 
 def test_recorded_video_shows_something(trained: Path) -> None:
