@@ -1,7 +1,6 @@
 """Advantage-guided diffusion PPO."""
 
 import warnings
-from dataclasses import fields
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -143,7 +142,7 @@ class AGDPPO(ImaginationMixin, ResumablePPO):
         for warning in caught:
             if not (filled and str(warning.message).startswith("You have specified a mini-batch size")):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        vars(self).update({each.name: arguments[each.name] for each in fields(Settings)})
+        self._keep_settings(arguments)
         # Only during training
         self._guidance_callback: GuidanceCallback | None = None
         self._imagination_state: ImaginationState | None = None
@@ -160,9 +159,10 @@ class AGDPPO(ImaginationMixin, ResumablePPO):
 
     def _setup_model(self) -> None:
         settings = self.settings
-        if self.rollout_buffer_class is None or not issubclass(self.rollout_buffer_class, AugmentedRolloutBuffer):
+        buffer = self.rollout_buffer_class
+        if not (isinstance(buffer, type) and issubclass(buffer, AugmentedRolloutBuffer)):
             raise ValueError(
-                f"`rollout_buffer_class` must be a subclass of AugmentedRolloutBuffer, not {self.rollout_buffer_class}. "
+                f"`rollout_buffer_class` must be a subclass of AugmentedRolloutBuffer, not {buffer}. "
                 "To start from a file of PPO, call `set_parameters(file, exact_match=False)` on a new model"
             )
         extractor = self.policy_kwargs.get("features_extractor_class", CombinedExtractor)

@@ -3,8 +3,6 @@
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import fields
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ from stable_baselines3.common.callbacks import ProgressBarCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 
+from sb3_agd.agdppo.estimates import renew_estimates
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.saved_callback import SavedCallback
 from sb3_agd.agdppo.training_log import TrainingLog, shown_progress
@@ -76,7 +75,7 @@ class GuidanceCallback(SavedCallback):
         # First of all, while the arguments are the only local variables
         arguments = dict(locals())
         super().__init__(verbose)
-        vars(self).update({each.name: arguments[each.name] for each in fields(Settings)})
+        self._keep_settings(arguments)
         # The settings are attributes of this object or of AGDPPO, which also divides its updates into rounds
         self._owner: Any = self
         self._has_rounds = False
@@ -151,12 +150,20 @@ class GuidanceCallback(SavedCallback):
 
     def _on_training_end(self) -> None:
         self._is_training = False
-        if not self.world_model.is_trained and self.settings.synthetic_ratio != 0:
-            self._log.warn_once(
-                "warm-up",
-                f"Training ended after {self.num_timesteps} steps, before imagination began (`world_model_warmup`, "
-                f"{self.settings.world_model_warmup}): no policy update had imagined transitions",
-            )
+        settings = self.settings
+        if self.world_model.is_trained or settings.synthetic_ratio == 0:
+            return
+        cause = "world_model_warmup"
+        if self.replay_buffer.holds(settings.world_model_warmup):
+            cause = "real_steps_per_update"
+            if self.num_timesteps >= settings.update_interval(self._n_real):
+                # A schedule is 0, or each fit has failed, with a warning
+                return
+        self._log.warn_once(
+            "no imagination",
+            f"Training ended after {self.num_timesteps} steps, before imagination began (`{cause}`, "
+            f"{getattr(settings, cause)}): no policy update had imagined transitions",
+        )
 
     def _on_rollout_start(self) -> None:
         assert self.imagination is not None
@@ -228,26 +235,12 @@ class GuidanceCallback(SavedCallback):
         is_usable = self._make_usable(self.imagination)
         if not is_usable and self.settings.policy_data == "imagined":
             return False
-        self._refresh(self.imagination)
+        renew_estimates(self.imagination, self._buffer)
         if is_usable:
             self._augment(self.imagination, number)
         else:
             self._buffer.augment_nothing(number, self.n_rounds)
         return True
-
-    def _refresh(self, imagination: Imagination) -> None:
-        """
-        Take the old log-probabilities, values and advantages of the real rows from the present policy. Those of the policy
-        that collected them are stale after the updates of earlier rounds: most of the rows would be outside of PPO's clip
-        range from the start.
-
-        :param imagination: World model and data
-        """
-        values, log_probs, last_values = imagination.evaluate_rows(self._buffer)
-        dones = self.model._last_episode_starts
-        assert dones is not None
-        estimate = partial(imagination.bound_values, self._buffer, last_values, dones)
-        self._buffer.replace_estimates(values, log_probs, estimate)
 
     @property
     def _progress_remaining(self) -> float:

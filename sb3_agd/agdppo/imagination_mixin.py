@@ -1,8 +1,10 @@
 """What AGDPPO and GuidanceCallback have in common for users: world model, real transitions and imagined segments."""
 
+import copy
 import io
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.save_util import open_path
@@ -20,6 +22,15 @@ class ImaginationMixin:
     # A callback has none before its first training
     imagination: Imagination | None
     verbose: int
+
+    def _keep_settings(self, arguments: dict[str, Any]) -> None:
+        """
+        :param arguments: Arguments of the constructor. The settings among them become attributes, with copies of what a user
+            may change for the next model, and of what training changes
+        """
+        settings = {each.name: arguments[each.name] for each in fields(Settings)}
+        copies = {name: copy.deepcopy(settings[name]) for name in ("world_model_kwargs", "action_sampler")}
+        vars(self).update(settings | copies)
 
     @property
     def _present_imagination(self) -> Imagination:
@@ -73,7 +84,9 @@ class ImaginationMixin:
         elements = batched(imagination.observation_codec, imagination.observation_codec.flatten(observations))
         starts = imagination.start_states(elements)
         progress_remaining = max(0.0, imagination.model._current_progress_remaining)
-        chosen = Settings.of(self).guidance_at(progress_remaining, guidance, guidance_scale)
+        settings = Settings.of(self)
+        imagination.settings.check_successor(settings)
+        chosen = settings.guidance_at(progress_remaining, guidance, guidance_scale)
         if actions is None:
             imagination.check_trained()
             segments, _ = imagination.imagine(starts, chosen, imagination.generator(seed), horizon)

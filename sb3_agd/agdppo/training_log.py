@@ -23,7 +23,7 @@ class TrainingLog:
         """Reset times and counts at the start of training."""
         self._seconds = {"fit": 0.0, "imagine": 0.0}
         self._iteration_start = time.perf_counter()
-        # Imagined transitions since the newest log, and in the whole training
+        # Imagined transitions since the newest log, and since the call of `learn`
         self._n_imagined = 0
         self.n_imagined_total = 0
 

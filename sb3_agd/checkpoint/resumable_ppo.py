@@ -150,7 +150,7 @@ class ResumablePPO(PPO):
         """
         with explained_errors(path, cls.__name__):
             model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-            if kwargs.get("seed") is not None and model.run_state is None:
+            if kwargs.get("seed") is not None and (model.run_state is None or force_reset):
                 # The private generator in the file comes from another seed, but a run that is resumed goes on with it
                 model.set_random_seed(kwargs["seed"])
             if model.file_format > FILE_FORMAT:

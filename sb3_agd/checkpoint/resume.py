@@ -103,7 +103,8 @@ class RunState:
             th.get_rng_state(),
             np.random.get_state(),
             random.getstate(),
-            {name: getattr(distribution, name) for name in EXPLORATION if uses_sde},
+            # A checkpoint of a GPU may be resumed without one
+            {name: getattr(distribution, name).cpu() for name in EXPLORATION if uses_sde},
             normalization_statistics(model),
         )
 

@@ -43,6 +43,8 @@ class TransitionRecorder:
         # For each step of the newest rollout: rewards in the critic's units, and whether a time limit ended the episodes
         self.rewards: list[np.ndarray] = []
         self.cut_off: list[np.ndarray] = []
+        # Last observations of these episodes as the policy sees them, each with its step and environment
+        self.cut_off_observations: list[tuple[tuple[int, int], Any]] = []
         # SB3's observations before and after the last recorded step, each with a copy: some wrappers write into them
         self._seen_observations: list[tuple[Any, Any]] = []
         # SB3's observations before the next step, unless other code replaces them
@@ -117,7 +119,7 @@ class TransitionRecorder:
         self._expected_observations = self.model._last_obs
         self.keep_statistics()
         self.rollout_start = self.replay_buffer.position.copy()
-        self.rewards, self.cut_off = [], []
+        self.rewards, self.cut_off, self.cut_off_observations = [], [], []
 
     def record(self, local_variables: dict[str, Any]) -> None:
         """
@@ -143,8 +145,10 @@ class TransitionRecorder:
             if infos[index].get("terminal_observation") is None:
                 is_known[index] = False
             else:
-                last = self._raw_terminal_observation(infos[index]["terminal_observation"])
-                reached[index] = self.observation_codec.encode(last)[0]
+                last = infos[index]["terminal_observation"]
+                reached[index] = self.observation_codec.encode(self._raw_terminal_observation(last))[0]
+                if not terminations[index]:
+                    self.cut_off_observations.append(((len(self.rewards), index), last))
         if not is_known.all():
             self._report_unknown_state(int(np.argmin(is_known)), has_others=bool(is_known.any()))
         rewards = self._checked(np.array(rewards, dtype=np.float32), "reward")

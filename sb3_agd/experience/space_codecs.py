@@ -80,13 +80,14 @@ class VectorCodec(SpaceCodec):
     Numbers as they are, flattened.
 
     :param shape: Shape of one element
-    :param dtype: Type of the environment's values; integers are rounded when decoded
+    :param dtype: Type of the environment's values; integers and booleans are rounded when decoded
     :param low: Lower bound of the values
     :param high: Upper bound of the values
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, low: np.ndarray, high: np.ndarray):
         super().__init__(int(np.prod(shape)), shape, dtype)
+        self._is_rounded = np.issubdtype(dtype, np.integer) or dtype == np.bool_
         self.low, self.high = low.reshape(-1), high.reshape(-1)
         self.bounds = th.as_tensor(np.stack([low.reshape(-1), high.reshape(-1)]).astype(np.float32))
 
@@ -97,13 +98,13 @@ class VectorCodec(SpaceCodec):
         return elements.float()
 
     def decode(self, vectors: th.Tensor) -> th.Tensor:
-        if not np.issubdtype(self.dtype, np.integer):
+        if not self._is_rounded:
             return vectors
         low, high = self.bounds.to(vectors.device)
         return th.clamp(vectors.round(), low, high)
 
     def elements(self, vectors: th.Tensor) -> np.ndarray:
-        if not np.issubdtype(self.dtype, np.integer):
+        if not self._is_rounded:
             return super().elements(vectors)
         # Floating-point bounds may be rounded to numbers that the type of the environment cannot hold
         rounded = vectors.double().round().cpu().numpy()

@@ -34,11 +34,11 @@ class RealRows:
         """
         :param buffer: A full rollout buffer, not yet flattened
         :param before: Rows up to the rollout before, ``None`` if there are none
-        :return: The rows of the buffer, after as many earlier ones as are missing to ``MIN_ROWS``
+        :return: The rows of the buffer, after as many earlier ones as are missing to ``MIN_ROWS``, and to two steps
         """
         # The buffer changes its arrays in place
         newest = cls(*map(np.array, (buffer.rewards, buffer.values, buffer.episode_starts, buffer.advantages)))
-        n_missing = math.ceil(MIN_ROWS / buffer.n_envs) - buffer.buffer_size
+        n_missing = max(math.ceil(MIN_ROWS / buffer.n_envs), 2) - buffer.buffer_size
         # A loaded model may go on with another number of environments
         if before is None or n_missing <= 0 or before.values.shape[1] != buffer.n_envs:
             return newest

@@ -11,7 +11,6 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
-from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_agd.checkpoint.random_streams import seed_of_global_streams
 from sb3_agd.experience.recorder import TransitionRecorder
@@ -24,11 +23,12 @@ from sb3_agd.imagination.critic_trust import MIN_ROWS, RealRows
 from sb3_agd.imagination.guides import Critic, Guide, select_candidates
 from sb3_agd.imagination.held_out_errors import held_out_errors
 from sb3_agd.imagination.policy_adapter import FixedNoisePolicy, PolicyAdapter, check_distribution
-from sb3_agd.imagination.rollout_rows import evaluated_actions, rollout_rows
+from sb3_agd.imagination.rollout_rows import rollout_rows
 from sb3_agd.imagination.settings import NO_GUIDANCE, Guidance, Settings
 from sb3_agd.imagination.start_states import real_states, states_along
 from sb3_agd.imagination.value_bounds import UNKNOWN_RANGE, attainable_range, bound_values
 from sb3_agd.world_model import DiffusionWorldModel, Segments
+from sb3_agd.world_model.validation import check_integer
 
 # Half of the world model's training segments come from this many newest rollouts
 RECENT_ROLLOUTS = 20
@@ -117,6 +117,8 @@ class Imagination:
                 )
         self.model = self.recorder.model = model
         self.world_model.to(model.device)
+        # Its moments follow
+        self.world_model.optimizer.load_state_dict(self.world_model.optimizer.state_dict())
 
     def transitions_loaded(self) -> None:
         """
@@ -147,9 +149,11 @@ class Imagination:
         """
         :param seed: ``None`` to draw one from the private generator
         :return: A new generator on the algorithm's device
+        :raises ValueError: If it is not an integer of at least 0
         """
         if seed is None:
             seed = int(self.state.rng.integers(2**62))
+        check_integer("seed", seed, 0)
         return th.Generator(self.model.device).manual_seed(int(seed))
 
     @property
@@ -232,21 +236,6 @@ class Imagination:
         """
         rewards, cut_off = np.stack(self.recorder.rewards), np.stack(self.recorder.cut_off)
         bound_values(buffer, rewards, cut_off, last_values, dones, self.state.value_range, self.model.gamma)
-
-    @th.no_grad()
-    def evaluate_rows(self, buffer: RolloutBuffer) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """
-        :param buffer: The algorithm's rollout buffer, flattened
-        :return: Values and log-probabilities of its rows by the present policy, each of shape (n_steps * n_envs,), and the
-            values of the states after the last step, shape (n_envs,)
-        """
-        model = self.model
-        assert model._last_obs is not None
-        model.policy.set_training_mode(False)
-        actions = th.as_tensor(buffer.actions, device=model.device).float()
-        values, log_probs = evaluated_actions(model, obs_as_tensor(buffer.observations, model.device), actions)
-        last_values = model.policy.predict_values(obs_as_tensor(model._last_obs, model.device))
-        return values, log_probs, last_values.flatten()
 
     def test(self) -> dict[str, th.Tensor]:
         """Test the world model on the newest transitions. See :func:`held_out_errors`."""

@@ -52,6 +52,8 @@ def has_own_distribution(policy: ActorCriticPolicy) -> bool:
     :param policy: A policy
     :return: Whether it makes its distribution of actions in another way than SB3's policies, to mask actions for example
     """
+    if type(policy.action_dist) not in (*DISTRIBUTIONS, SquashedDiagGaussianDistribution):
+        return True
     names = ("get_distribution", "_get_action_dist_from_latent")
     return any(
         name in vars(policy) or getattr(type(policy), name, None) is not getattr(ActorCriticPolicy, name) for name in names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -47,6 +48,16 @@ def check_sampler(name: str, value: Any) -> None:
     """
     if value is not None and not isinstance(value, ActionSampler):
         raise ValueError(f"`{name}` must be None or an instance of `ActionSampler`, not {value!r}")
+
+
+def check_dictionary(name: str, value: Any) -> None:
+    """
+    :param name: Name of the setting
+    :param value: Its value
+    :raises ValueError: If it is neither ``None`` nor a dictionary
+    """
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"`{name}` must be None or a dictionary, not {value!r}")
 
 
 def scheduled_value(name: str, value: float | Schedule, progress_remaining: float, positive: bool = False) -> float:
@@ -186,7 +197,7 @@ class Settings:
     world_model_learning_rate: float | Schedule = field(default=3e-3, metadata=checked(partial(check_schedule, positive=True)))
     world_model_warmup: int = field(default=1000, metadata=checked(partial(check_integer, minimum=0)))
     buffer_size: int = field(default=1_000_000, metadata=checked(changeable=False))
-    world_model_kwargs: dict[str, Any] | None = field(default=None, metadata=checked(changeable=False))
+    world_model_kwargs: dict[str, Any] | None = field(default=None, metadata=checked(check_dictionary, changeable=False))
     termination_fn: TerminationFn | None = field(default=None, metadata=checked(changeable=False))
     real_steps_per_update: int = field(default=512, metadata=checked(partial(check_integer, minimum=1)))
     policy_data: str = field(default="mixed", metadata=checked(partial(check_choice, choices=POLICY_DATA)))
@@ -202,6 +213,8 @@ class Settings:
             raise ValueError(
                 '`policy_data="imagined"` needs a `synthetic_ratio` above 0: there would be nothing to learn from'
             )
+        # A change of the user's dictionary shows later
+        object.__setattr__(self, "world_model_kwargs", copy.deepcopy(self.world_model_kwargs))
         own = vars(self).keys() | {"self", "observation_dim", "action_dim", "learning_rate", "seed"}
         further = set(signature(DiffusionWorldModel.__init__).parameters) - own
         unknown = set(self.world_model_kwargs or {}) - further
@@ -256,8 +269,8 @@ class Settings:
             # An empty dictionary is the same as `None`
             if not each.metadata["changeable"] and (before or None) != (now or None):
                 raise ValueError(
-                    f"`{each.name}` was {before} when the world model was built, and cannot be {now} now. To change it, make "
-                    "a new model, or save this one and give the new setting to `AGDPPO.load`"
+                    f"`{each.name}` was {before} when the world model was built, and cannot be {now} now. To change it, save "
+                    "the model and give the new setting to `load`, or, where weights or transitions do not fit, make a new one"
                 )
 
     @property

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # Lowest ratio of signal and noise at which the derivative of the denoiser is used
 MIN_SIGNAL = 0.25
 # Actions at imagined states, both in raw units: states (B, n, observation_dim), and which n steps of the segment they
-# belong to -> (B, n, action_dim). If it has a method `begin_step`, that is called with the time of each step of the sampler
+# belong to -> (B, n, action_dim). If it has a method `begin_step`, that is called with the time of each step of the sampler,
+# where segments are sampled as a whole
 Policy = Callable[[th.Tensor, slice], th.Tensor]
 # What guidance raises: one number per segment, shape (B,), differentiable in observations and rewards
 Objective = Callable[[Segments[th.Tensor]], th.Tensor]
@@ -184,8 +185,8 @@ class SegmentDenoiser:
         :param chances: Uniform between 0 and 1, shape (B, H): a transition is terminal if its probability is higher
         :return: Segments in raw units, with the actions of the policy at their states
         """
-        # An autoregressive network has asked the policy at these very states
-        if not is_autoregressive(self.network):
+        # An autoregressive network has asked the policy at these very states, unless guidance has moved them since
+        if self.objective is not None or not is_autoregressive(self.network):
             self._act_everywhere()
         return self._segments(denoised, chances)
 

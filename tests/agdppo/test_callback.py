@@ -2,10 +2,12 @@
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from environments import SMALL, ToyEnv
 from logs import ImaginedRows, KeptLog
 from sb3_contrib import TRPO
@@ -228,6 +230,37 @@ def test_settings_of_a_callback_may_change_before_training_begins() -> None:
     callback.horizon = 2
     A2C("MlpPolicy", ToyEnv(), n_steps=32, rollout_buffer_class=AugmentedRolloutBuffer, device="cpu").learn(64, callback)
     assert callback.world_model.horizon == 2
+
+
+def test_the_optimiser_follows_the_world_model_to_the_device_of_another_model() -> None:
+    callback = GuidanceCallback(**GUIDANCE)
+    model = A2C("MlpPolicy", ToyEnv(), n_steps=32, rollout_buffer_class=AugmentedRolloutBuffer, device="cpu").learn(
+        64, callback
+    )
+    # A device that is always there
+    elsewhere = SimpleNamespace(**{name: getattr(model, name) for name in ("observation_space", "action_space", "n_envs")})
+    elsewhere.device = th.device("meta")
+    callback.imagination.attach(elsewhere)
+    moments = [each["exp_avg"] for each in callback.world_model.optimizer.state.values()]
+    assert moments and {moment.device.type for moment in moments} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"world_model_warmup": 1000}, r"\(`world_model_warmup`, 1000\)"),
+        ({"real_steps_per_update": 512}, r"\(`real_steps_per_update`, 512\)"),
+    ],
+)
+def test_what_kept_imagination_from_beginning_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.warns(UserWarning, match=f"ended after 64 steps, before imagination began {message}"):
+        AGDPPO("MlpPolicy", ToyEnv(), **SMALL | settings).learn(64)
+
+
+def test_a_schedule_without_imagination_is_no_reason_to_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AGDPPO("MlpPolicy", ToyEnv(), **SMALL | {"synthetic_ratio": lambda _: 0.0}).learn(64)
 
 
 @pytest.mark.parametrize("verbose", [0, 1])

@@ -103,6 +103,12 @@ def test_bad_arguments_are_refused_by_name(arguments: dict[str, Any], message: s
         model.imagine(starts, **arguments)
 
 
+@pytest.mark.parametrize("seed", ["a", 1.5, -1])
+def test_a_seed_that_is_no_number_of_a_stream_is_refused_by_name(seed: Any, model: AGDPPO, starts: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="`seed` must be an integer of at least 0"):
+        model.imagine(starts, seed=seed)
+
+
 def test_a_network_of_fixed_horizon_refuses_others(starts: np.ndarray) -> None:
     kwargs = {"world_model_kwargs": {"network": "mlp", "network_kwargs": {"width": 16, "depth": 1}}}
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | kwargs).learn(64)

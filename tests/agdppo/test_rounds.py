@@ -3,12 +3,14 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
-from environments import SMALL
+from environments import SMALL, ToyEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_agd import AGDPPO
 
@@ -60,6 +62,28 @@ def test_real_rows_of_each_round_have_the_estimates_of_the_present_policy(
     settings = SMALL | {"n_steps": 128, "real_steps_per_update": 32, "learning_rate": 3e-3, "n_epochs": 10, "use_sde": use_sde}
     AGDPPO("MlpPolicy", "Pendulum-v1", **settings).learn(2 * 128)
     assert len(outside) == 8 and max(outside) < 1e-3
+
+
+def test_rewards_at_time_limits_have_the_values_of_the_present_critic_in_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SB3 adds the value of the last state to the reward of an episode that a time limit ends."""
+    differences, train = [], PPO.train
+
+    def watched(model: AGDPPO) -> None:
+        buffer, recorder = model.rollout_buffer, model.imagination.recorder
+        with th.no_grad():
+            for (step, index), observation in recorder.cut_off_observations:
+                value = model.policy.predict_values(th.as_tensor(observation)[None]).item()
+                added = buffer.rewards[step, index] - recorder.rewards[step][index]
+                differences.append(added - model.gamma * value)
+        train(model)
+
+    monkeypatch.setattr(PPO, "train", watched)
+    settings = SMALL | {"n_steps": 64, "learning_rate": 3e-2, "rollout_buffer_kwargs": {"bound_values": False}}
+    env = VecNormalize(make_vec_env(ToyEnv, 2, env_kwargs={"episode_length": 16}))
+    AGDPPO("MlpPolicy", env, **settings).learn(2 * 2 * 64)
+    # Four episodes of each environment in each of four rounds after two rollouts
+    assert len(differences) == 4 * 2 * 4 * 2
+    assert np.abs(differences).max() < 1e-4
 
 
 def test_each_real_row_is_learned_from_in_one_round_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,6 +193,17 @@ def test_a_loaded_checkpoint_starts_new_episodes_if_its_environment_is_reset(who
         assert seen[0] == steps_in_episode
 
 
+def test_a_seed_counts_where_a_checkpoint_is_loaded_without_resuming_it(whole_run: tuple[AGDPPO, Path]) -> None:
+    _, folder = whole_run
+    numbers = []
+    for force_reset, seed in ((True, 5), (True, 6), (False, 5), (False, 6)):
+        model = AGDPPO.load(folder / "rl_model_96_steps", make_toy(), force_reset=force_reset, seed=seed)
+        numbers.append(model.imagination.state.rng.integers(1_000_000))
+    assert numbers[0] == np.random.default_rng(5).integers(1_000_000)
+    assert numbers[1] == np.random.default_rng(6).integers(1_000_000)
+    assert numbers[2] == numbers[3]
+
+
 def test_other_wrappers_are_refused_by_name(whole_run: tuple[AGDPPO, Path]) -> None:
     _, folder = whole_run
     model = AGDPPO.load(folder / "rl_model_96_steps", VecMonitor(make_toy()), force_reset=False)

@@ -24,6 +24,7 @@ SUPPORTED: dict[str, spaces.Space] = {
     "large byte box": spaces.Box(0, 255, (7056,), dtype=np.uint8),
     "small integers": spaces.Box(0, 10, (4, 5, 5), dtype=np.uint8),
     "integer matrix box": spaces.Box(-5, 5, (2, 3), dtype=np.int32),
+    "boolean box": spaces.Box(0, 1, (3,), dtype=np.bool_),
     "discrete": spaces.Discrete(5),
     "discrete of one": spaces.Discrete(1),
     "multi-discrete": spaces.MultiDiscrete([3, 1, 4]),
@@ -114,6 +115,10 @@ def test_inexact_vectors_decode_to_the_nearest_element() -> None:
     assert binary.decode(th.tensor([[0.4, 0.6, -3.0, 7.0]])).tolist() == [[0, 1, 0, 1]]
     integer = make_codec(spaces.Box(-3, 7, (4,), dtype=np.int64), "observation")
     assert integer.decode(th.tensor([[0.4, 6.6, -9.0, 12.0]])).tolist() == [[0, 7, -3, 7]]
+    boolean = make_codec(spaces.Box(0, 1, (4,), dtype=np.bool_), "observation")
+    inexact = th.tensor([[0.4, 0.6, -9.0, 12.0]])
+    assert boolean.decode(inexact).tolist() == [[0, 1, 0, 1]]
+    assert boolean.elements(inexact).tolist() == [[False, True, False, True]]
 
 
 def test_real_numbers_decode_to_themselves() -> None:

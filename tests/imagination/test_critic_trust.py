@@ -43,3 +43,11 @@ def test_a_loaded_model_may_go_on_with_another_number_of_environments(tmp_path: 
 
 def test_half_of_the_training_segments_of_the_world_model_come_from_more_than_a_few_rows() -> None:
     assert trained(4, 8).imagination._n_recent == trained(256).imagination._n_recent == 20 * 256
+
+
+def test_one_step_of_many_environments_is_judged_with_the_one_before() -> None:
+    settings = SMALL | {"n_steps": 1, "batch_size": 256, "real_steps_per_update": 256, "synthetic_ratio": 0.0}
+    model = AGDPPO("MlpPolicy", make_vec_env(ToyEnv, 256), **settings).learn(2 * 256)
+    rows = model.imagination.state.real_rows
+    assert isinstance(rows, RealRows) and rows.values.shape == (2, 256)
+    assert rows.advantage_std(0.99) > 0

@@ -8,7 +8,7 @@ import pytest
 import torch as th
 from environments import SMALL, SPACES, ToyEnv
 from gymnasium import spaces
-from stable_baselines3.common.distributions import Distribution, SquashedDiagGaussianDistribution
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution, SquashedDiagGaussianDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
@@ -115,6 +115,22 @@ class CautiousPolicy(ActorCriticPolicy):
 
 def test_imagined_actions_have_the_standard_deviation_of_a_distribution_of_its_own() -> None:
     model = AGDPPO(CautiousPolicy, ToyEnv(), **SMALL).learn(64)
+    policy = FixedNoisePolicy(model.imagination.agent, 5000, 2, th.Generator().manual_seed(0))
+    policy(th.zeros(5000, 2, 3), slice(0, 2))
+    assert policy.actions.flatten(0, 1).std(0).tolist() == pytest.approx([0.1, 0.1], rel=0.05)
+
+
+class CautiousDistribution(DiagGaussianDistribution):
+    """Limits the standard deviation to 0.1."""
+
+    def proba_distribution(self, mean_actions: th.Tensor, log_std: th.Tensor) -> "CautiousDistribution":
+        super().proba_distribution(mean_actions, log_std.clamp(max=float(np.log(0.1))))
+        return self
+
+
+def test_imagined_actions_come_from_a_subclass_of_a_distribution() -> None:
+    model = AGDPPO("MlpPolicy", ToyEnv(), **SMALL)
+    model.policy.action_dist = CautiousDistribution(2)
     policy = FixedNoisePolicy(model.imagination.agent, 5000, 2, th.Generator().manual_seed(0))
     policy(th.zeros(5000, 2, 3), slice(0, 2))
     assert policy.actions.flatten(0, 1).std(0).tolist() == pytest.approx([0.1, 0.1], rel=0.05)

@@ -127,6 +127,29 @@ def test_a_setting_that_the_world_model_was_built_with_cannot_change_unnoticed(t
     assert loaded.learn(64).world_model.n_denoising_steps == 3
 
 
+def test_a_dictionary_of_arguments_may_be_changed_for_the_next_model(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"network_kwargs": {"width": 8, "depth": 1}}
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"world_model_kwargs": arguments}).learn(32)
+    arguments["network_kwargs"]["width"] = 32
+    model.learn(32)
+    model.save(tmp_path / "model")
+    assert AGDPPO.load(tmp_path / "model", device="cpu").world_model_kwargs == {"network_kwargs": {"width": 8, "depth": 1}}
+
+
+@pytest.mark.parametrize("call", ["learn", "imagine"])
+def test_a_change_within_the_dictionary_of_a_model_is_refused(call: str) -> None:
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(32)
+    model.world_model_kwargs["open_loop_length"] = 1
+    with pytest.raises(ValueError, match=r"`world_model_kwargs` was .* when the world model was built"):
+        model.learn(32) if call == "learn" else model.imagine(model.env.reset())
+
+
+@pytest.mark.parametrize("kwargs", [5, ["network"], "mlp"])
+def test_world_model_arguments_that_are_no_dictionary_are_refused_by_name(kwargs: Any) -> None:
+    with pytest.raises(ValueError, match="`world_model_kwargs` must be None or a dictionary"):
+        AGDPPO("MlpPolicy", "Pendulum-v1", world_model_kwargs=kwargs)
+
+
 def test_an_empty_dictionary_of_world_model_arguments_is_none() -> None:
     Settings().check_successor(Settings(world_model_kwargs={}))
 

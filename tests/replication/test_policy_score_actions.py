@@ -52,6 +52,13 @@ def test_one_step_moves_actions_along_the_score_of_the_policy() -> None:
     th.testing.assert_close(policy.actions.flatten(0, 1), expected.detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_models_tune_a_sampler_that_they_were_all_given_by_themselves() -> None:
+    actions = PolicyScoreActions(step=0.3, tuning_rate=0.5)
+    steps = [make_model(actions).learn(64).action_sampler.step for _ in range(2)]
+    assert actions.step == 0.3
+    assert steps[0] == steps[1] != 0.3
+
+
 @pytest.mark.parametrize("sampler, n_steps", [("ddpm", 8), ("ddpm", 64), ("flow", 8)])
 @pytest.mark.parametrize("first_step", [0.01, 0.9])
 def test_tuning_gives_standardised_actions_unit_deviation(sampler: str, n_steps: int, first_step: float) -> None:

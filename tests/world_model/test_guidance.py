@@ -224,6 +224,17 @@ def test_policy_is_asked_at_the_guided_states() -> None:
         assert (guided[:, 1:] > unguided[:, 1:]).all()
 
 
+@pytest.mark.parametrize("network", ["recurrent", "mlp"])
+def test_returned_actions_are_the_policy_s_at_the_guided_states(network: str) -> None:
+    class Sum(Guide):
+        def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+            return segments.observations.sum((1, 2))
+
+    model = make_model(network=network)
+    segments = model.imagine(th.zeros(50, OBSERVATION_DIM), linear_policy, objective_of(Sum(), linear_critic()), 2.0, seeded())
+    th.testing.assert_close(segments.actions, linear_policy(segments.observations[:, :-1]))
+
+
 @each_guide
 def test_guidance_of_any_strength_stays_near_the_observed_range(guide: Guide) -> None:
     source = Recording()
