@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from benchmarks import guidance_on_linear_task
+from benchmarks import guidance_on_linear_task, imagination_health
 from benchmarks.guidance_on_linear_task import LinearTask
 from benchmarks.settings import load_settings
 
@@ -88,6 +88,13 @@ def figures(results: Any) -> Iterator[float]:
     elif isinstance(results, (dict, list)):
         for part in results.values() if isinstance(results, dict) else results:
             yield from figures(part)
+
+
+def test_values_are_compared_with_returns_from_the_first_end_of_an_episode_on() -> None:
+    before = {"largest_return": 0.0, "largest_real_value": 1.0}
+    after = {"largest_return": 2.0, "largest_real_value": 1.0, "largest_imagined_value": 3.0}
+    assert imagination_health.largest_ratio([before, after]) == 1.5
+    assert imagination_health.largest_ratio([before]) is None
 
 
 @pytest.mark.usefixtures("short_fits")
