@@ -11,7 +11,7 @@ import torch as th
 from PIL import Image, ImageDraw
 
 from sb3_agd.diagnostics.evaluator import Evaluator
-from sb3_agd.diagnostics.poses import Pose, advanced, find_pose, n_skipped, prepare_renderer
+from sb3_agd.diagnostics.poses import Pose, advanced, find_pose, n_skipped, obstacle_to_draw
 from sb3_agd.diagnostics.progress import track
 from sb3_agd.imagination import Guidance
 
@@ -40,13 +40,10 @@ def obstacle_to_film(env: gym.Env) -> str | None:
     """
     Prepare an environment to be filmed.
 
-    :param env: The environment
+    :param env: The environment, which is reset
     :return: Why it cannot be filmed, ``None`` if it can
     """
-    inner: Any = env.unwrapped
-    if find_pose(inner) is None:
-        return f"the pose of {type(inner).__name__} cannot be computed from its observations"
-    return prepare_renderer(inner)
+    return obstacle_to_draw(env, env.observation_space)
 
 
 def film(evaluator: Evaluator, guidance: Guidance, n_segments: int) -> list[np.ndarray]:

@@ -3,7 +3,6 @@
 import argparse
 import os
 import pickle
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,10 +137,6 @@ def run(arguments: argparse.Namespace) -> None:
             env = gym.make(arguments.env, **env_kwargs)
         return env if wrapper is None else wrapper(env)
 
-    n_filmed = arguments.n_filmed
-    if n_filmed > 0 and isinstance(make_env(), StackedFrames):
-        warnings.warn("No video: the pose cannot be computed from a stack of frames", stacklevel=2)
-        n_filmed = 0
     report = imagination_report(
         AGDPPO.load(file, device="cpu"),
         make_env,
@@ -150,7 +145,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.guidance,
         arguments.guidance_scale,
         arguments.seed,
-        n_filmed,
+        arguments.n_filmed,
         progress_bar=True,
     )
     print_summary(report, arguments.folder)
