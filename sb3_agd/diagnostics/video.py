@@ -118,17 +118,20 @@ def film_segment(
     start = th.as_tensor(state, device=evaluator.model.device)[None]
     segments, _ = evaluator.imagination.imagine(start, guidance, evaluator.generator)
     imagined = segments.map(lambda tensor: tensor[0].cpu().numpy())
+    n_imagined = int(imagined.mask.sum())
     skipped = inner.data.qpos[: n_skipped(inner)].copy()
-    for step, action in enumerate(imagined.actions):
+    for step, action in enumerate(imagined.actions, start=1):
         state, _, _, done = simulator.step(action)
-        real_frame = inner.render()
-        snapshot = simulator.snapshot()
-        skipped = advanced(inner, pose, imagined.observations[step + 1], skipped)
-        inner.set_state(*pose(inner, imagined.observations[step + 1], skipped))
-        imagined_frame = inner.render()
-        simulator.restore(snapshot)
-        moment = f"step {step + 1} of {len(imagined.actions)}"
-        pair = labelled(real_frame, f"real, {moment}"), labelled(imagined_frame, f"imagined, {moment}")
+        real_frame, moment = inner.render(), f"step {step} of {len(imagined.actions)}"
+        imagined_moment = f"ended at step {n_imagined}"
+        # The last frame stays
+        if step <= n_imagined:
+            snapshot = simulator.snapshot()
+            skipped = advanced(inner, pose, imagined.observations[step], skipped)
+            inner.set_state(*pose(inner, imagined.observations[step], skipped))
+            imagined_frame, imagined_moment = inner.render(), moment
+            simulator.restore(snapshot)
+        pair = labelled(real_frame, f"real, {moment}"), labelled(imagined_frame, f"imagined, {imagined_moment}")
         frames.append(np.concatenate(pair, axis=1))
         if done:
             return simulator.reset()
