@@ -18,13 +18,11 @@ from scipy.stats import trim_mean
 
 from benchmarks.plots import plot_curves
 from benchmarks.suite import RESULTS, Suite
-from sb3_agd.zoo.plots import REFERENCE_SCORES
+from sb3_agd.zoo.plots import MIN_RUNS, REFERENCE_SCORES, of_enough_runs
 
 BASELINE = "ppo"
 BOOTSTRAP_REPETITIONS = 2000
 BOOTSTRAP_SEED = 0
-# With fewer seeds there are no intervals
-MIN_SEEDS = 3
 # The mean over so many evaluations at the end tells more than the last one where returns swing
 LAST_EVALUATIONS = 5
 # Aggregates are given at these shares of a run
@@ -128,9 +126,7 @@ def bootstrap(scores: np.ndarray | tuple[np.ndarray, np.ndarray], statistic: obj
     # rliable draws from the global stream, whatever generator it is given
     np.random.seed(BOOTSTRAP_SEED)
     points, intervals = rly.get_interval_estimates({"scores": scores}, statistic, reps=BOOTSTRAP_REPETITIONS)
-    if min(map(len, scores if isinstance(scores, tuple) else (scores,))) < MIN_SEEDS:
-        intervals["scores"] = np.full_like(intervals["scores"], np.nan)
-    return np.atleast_1d(points["scores"]), intervals["scores"]
+    return np.atleast_1d(points["scores"]), of_enough_runs(intervals, {"scores": scores})["scores"]
 
 
 def iqm_curve(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -306,7 +302,7 @@ def plot_learning_curves(results: Results, styles: dict[str, dict], file: Path) 
                     x=position,
                     y=table.return_mean.to_numpy(),
                     ax=axes,
-                    errorbar=("ci", 95) if table.seed.nunique() >= MIN_SEEDS else None,
+                    errorbar=("ci", 95) if table.seed.nunique() >= MIN_RUNS else None,
                     seed=BOOTSTRAP_SEED,
                     legend=False,
                     **styles[variant],

@@ -58,9 +58,7 @@ def test_each_step_is_filmed_with_its_number_and_the_real_motion_is_not_disturbe
     assert np.array_equal(end, state)
 
 
-def test_the_last_imagined_frame_stays_after_an_imagined_termination(
-    hopper: AGDPPO, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_imagined_frame_stays_after_an_imagined_termination(hopper: AGDPPO, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluator = Evaluator(hopper, partial(gym.make, "Hopper-v5"), seed=0)
     env: Any = evaluator.env.unwrapped
     imagine, renderings = evaluator.imagination.imagine, count(1)
