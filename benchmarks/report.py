@@ -8,6 +8,8 @@ import argparse
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +29,7 @@ BOOTSTRAP_SEED = 0
 LAST_EVALUATIONS = 5
 # Aggregates are given at these shares of a run
 CHECKPOINTS = (0.25, 0.5, 1.0)
-# Colours that remain distinct for colour-blind readers (Okabe and Ito, Tol). A suite has at most as many variants
+# Colours that remain distinct for colour-blind readers (Okabe and Ito, Tol)
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#999933", "#882255")
 MARKERS = "osD^vP*X<"
 
@@ -78,7 +80,7 @@ class Results:
                 gains.append(gain.assign(variant=run.name, task=run.task, seed=run.seed))
         if not tables:
             raise ValueError(
-                f"No run of {suite.name} with the present settings is finished: python -m benchmarks.run {suite.name}"
+                f"No run of {suite.name} with the present settings is finished: python -m benchmarks.run {quote(suite.given)}"
             )
         self.evaluations = pd.concat(tables, ignore_index=True)
         self.gains = pd.concat(gains, ignore_index=True) if gains else pd.DataFrame()
@@ -275,6 +277,15 @@ def provenance_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def style(number: int) -> dict[str, Any]:
+    """
+    :param number: Number of a variant
+    :return: Style of its lines. After as many variants as there are colours, these come again with other markers
+    """
+    turn, colour = divmod(number, len(COLOURS))
+    return {"color": COLOURS[colour], "marker": MARKERS[(colour + turn) % len(MARKERS)], "markersize": 4}
+
+
 def plot_learning_curves(results: Results, styles: dict[str, dict], file: Path) -> None:
     """
     :param results: Results
@@ -355,8 +366,8 @@ def markdown(results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]])
     unfinished = "; not finished: " + ", ".join(f"{n} of {name}" for name, n in missing.items()) if missing else ""
     lines = [
         f"# {suite.name}",
-        f"Written by `python -m benchmarks.report {suite.name}` from {n_finished} of {len(suite.runs())} runs of "
-        f"`python -m benchmarks.run {suite.name}`{unfinished}. Every {suite.eval_freq:,} steps, "
+        f"Written by `python -m benchmarks.report {quote(suite.given)}` from {n_finished} of {len(suite.runs())} runs of "
+        f"`python -m benchmarks.run {quote(suite.given)}`{unfinished}. Every {suite.eval_freq:,} steps, "
         f"{suite.eval_episodes} episodes with the deterministic policy.",
         "## All tasks",
     ]
@@ -452,8 +463,7 @@ def main() -> None:
         results = Results(suite, folder)
     except ValueError as error:
         parser.error(str(error))
-    names = enumerate(suite.variants)
-    styles = {name: {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4, "label": name} for i, name in names}
+    styles = {name: style(number) | {"label": name} for number, name in enumerate(suite.variants)}
     matrices = {variant: results.matrix(variant) for variant in results.variants}
     curves = {variant: iqm_curve(matrix) for variant, matrix in matrices.items() if len(matrix)}
     plot_learning_curves(results, styles, folder / "learning_curves.png")
