@@ -415,6 +415,8 @@ def test_images_show_the_imagined_poses(hopper: AGDPPO, monkeypatch: pytest.Monk
     start[0], start[5] = 1.25, 2.0
     env = ImaginedVecEnv(hopper, 2, start, seed=0, render_mode="rgb_array", task="Hopper-v5")
     assert env.metadata == {"render_modes": ["human", "rgb_array"], "render_fps": 125}
+    with pytest.raises(ValueError, match="Call `reset` before the first step or image"):
+        env.render()
     env.reset()
     image = env.render()
     # One above the other
