@@ -2,7 +2,8 @@
 
 import csv
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,29 @@ EVALUATION_SEEDS = 10_000
 COLUMNS = ("timesteps", "return_mean", "return_std", "wall_seconds")
 
 
+class Stopwatch:
+    """A clock that stands still during measurements."""
+
+    def __init__(self) -> None:
+        self._paused_seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Its time, from an arbitrary moment on."""
+        return time.perf_counter() - self._paused_seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let it stand still within the block."""
+        before = time.perf_counter()
+        yield
+        self._paused_seconds += time.perf_counter() - before
+
+
+# One for all callbacks of a process: those that measure do not know each other
+STOPWATCH = Stopwatch()
+
+
 class TimedEvaluation(BaseCallback):
     """
     Evaluate the deterministic policy on the way, in an environment of its own, and write a line of a CSV file each time.
@@ -27,7 +51,7 @@ class TimedEvaluation(BaseCallback):
     :param eval_freq: Environment steps between evaluations
     :param eval_episodes: Number of episodes of an evaluation
     :param file: The CSV file, which is overwritten. Its columns: ``timesteps``; mean and standard deviation of the
-        returns over the episodes; seconds of training until then, without those of the evaluations
+        returns over the episodes; seconds of training until then, without those of measurements
     """
 
     def __init__(self, env_id: str, seed: int, eval_freq: int, eval_episodes: int, file: str | Path):
@@ -38,7 +62,6 @@ class TimedEvaluation(BaseCallback):
         self.eval_episodes = eval_episodes
         self.file = Path(file)
         self._n_evaluations = 0
-        self._evaluation_seconds = 0.0
 
     def _init_callback(self) -> None:
         if self.model.get_vec_normalize_env() is not None:
@@ -46,7 +69,7 @@ class TimedEvaluation(BaseCallback):
         self._write(COLUMNS, mode="w")
 
     def _on_training_start(self) -> None:
-        self._start = time.perf_counter()
+        self._start = STOPWATCH.seconds
 
     def _on_step(self) -> bool:
         if self.num_timesteps // self.eval_freq > self._n_evaluations:
@@ -55,13 +78,12 @@ class TimedEvaluation(BaseCallback):
 
     def _evaluate(self) -> None:
         """Evaluate the present policy and write the line."""
-        before = time.perf_counter()
-        sync_envs_normalization(self.training_env, self.eval_env)
-        returns, _ = evaluate_policy(self.model, self.eval_env, self.eval_episodes, return_episode_rewards=True)
-        training_seconds = before - self._start - self._evaluation_seconds
-        self._write([self.num_timesteps, *np.round([np.mean(returns), np.std(returns), training_seconds], 3)], mode="a")
+        training_seconds = STOPWATCH.seconds - self._start
+        with STOPWATCH.paused():
+            sync_envs_normalization(self.training_env, self.eval_env)
+            returns, _ = evaluate_policy(self.model, self.eval_env, self.eval_episodes, return_episode_rewards=True)
+            self._write([self.num_timesteps, *np.round([np.mean(returns), np.std(returns), training_seconds], 3)], mode="a")
         self._n_evaluations += 1
-        self._evaluation_seconds += time.perf_counter() - before
 
     def _write(self, row: Sequence[Any], mode: str) -> None:
         """

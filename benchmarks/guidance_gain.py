@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gymnasium as gym
 
+from benchmarks.evaluation import STOPWATCH
 from sb3_agd import GuidanceGainCallback
 from sb3_agd.diagnostics.evaluator import Evaluator
 
@@ -15,7 +16,8 @@ COLUMNS = ("guidance_distance", "guided_error", "unguided_error", "claimed_gain"
 
 class RecordedGain(GuidanceGainCallback):
     """
-    :class:`GuidanceGainCallback` that writes a line of a CSV file for each measurement, with the timesteps first.
+    :class:`GuidanceGainCallback` that writes a line of a CSV file for each measurement, with the timesteps first. Its time
+    is none of the training.
 
     :param env_id: Name of the task
     :param every_n_rollouts: See there
@@ -28,6 +30,14 @@ class RecordedGain(GuidanceGainCallback):
         self.file = Path(file)
         with self.file.open("w", newline="") as opened:
             csv.writer(opened).writerow(("timesteps", *COLUMNS))
+
+    def _on_training_start(self) -> None:
+        with STOPWATCH.paused():
+            super()._on_training_start()
+
+    def _on_rollout_end(self) -> None:
+        with STOPWATCH.paused():
+            super()._on_rollout_end()
 
     def _measure(self, evaluator: Evaluator) -> None:
         figures = self.logger.name_to_value

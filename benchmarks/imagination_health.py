@@ -24,6 +24,20 @@ from sb3_agd.diagnostics.evaluator import discounted_returns
 TERMINATION_RATES = ("imagined_termination_rate", "real_termination_rate")
 
 
+def largest_ratio(rows: list[dict[str, float]]) -> float | None:
+    """
+    :param rows: Figures of each rollout
+    :return: Largest magnitude of the values in a rollout, by that of the returns so far; ``None`` if these are all zero
+    """
+    ratios = [
+        max(row["largest_real_value"], row.get("largest_imagined_value", 0.0)) / row["largest_return"]
+        for row in rows
+        # The first rollouts may be before the end of the first episode
+        if row["largest_return"] > 0
+    ]
+    return max(ratios, default=None)
+
+
 class Monitor(BaseCallback):
     """
     Note the figures of each rollout.
@@ -97,10 +111,7 @@ def main() -> None:
         "env": arguments.env,
         "steps": arguments.steps,
         "seed": arguments.seed,
-        "largest_value_to_return": max(
-            max(row["largest_real_value"], row.get("largest_imagined_value", 0.0)) / row["largest_return"]
-            for row in monitor.rows
-        ),
+        "largest_value_to_return": largest_ratio(monitor.rows),
     }
     tested = [row for row in monitor.rows if set(TERMINATION_RATES) <= row.keys()]
     summary |= {name: float(np.mean([row[name] for row in tested])) for name in TERMINATION_RATES}

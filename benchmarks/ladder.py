@@ -65,6 +65,8 @@ ARMS = {
     "O_long_streams_unbounded": Arm(SimulatorAGDPPO, settings=LONG_STREAMS | {"bounded": False}),
     "L": Arm(AGDPPO),
 }
+# What a run is made from, besides its folder
+ARGUMENTS = ("arm", "task", "seed", "steps", "eval_freq", "eval_episodes")
 # The last arm of each difference is subtracted from the first
 DIFFERENCES = (("P", "O"), ("O", "L"))
 
@@ -94,14 +96,14 @@ class Run:
     @property
     def evaluations(self) -> Path:
         """The file of the evaluations."""
-        return self.folder / f"{self.arm}-{self.task}-{self.seed}.csv"
+        return self.folder / f"{self.arm}-{self.task}-{self.steps}-{self.seed}.csv"
 
     @property
     def conditions(self) -> dict[str, Any]:
         """What the results depend on besides the code."""
         arm = ARMS[self.arm]
         return {
-            **{name: getattr(self, name) for name in ("arm", "task", "seed", "steps", "eval_freq", "eval_episodes")},
+            **{name: getattr(self, name) for name in ARGUMENTS},
             "scale": RATIO // arm.ratio,
             "settings": read_settings("agdppo.yml")[self.task] | {"synthetic_ratio": RATIO} | arm.settings,
         }
@@ -109,7 +111,9 @@ class Run:
     def is_finished(self) -> bool:
         """Whether the run was finished under the same conditions."""
         record = self.evaluations.with_suffix(".json")
-        return record.is_file() and self.conditions.items() <= json.loads(record.read_text()).items()
+        if not record.is_file() or not self.evaluations.is_file():
+            return False
+        return self.conditions.items() <= json.loads(record.read_text()).items()
 
 
 def train(run: Run) -> float:
@@ -155,15 +159,18 @@ def outcomes(runs: list[Run], jobs: int) -> Iterator[tuple[Run, float | BaseExce
 def load(folder: Path) -> pd.DataFrame:
     """
     :param folder: Where the results are
-    :return: One row per evaluation of the finished runs: ``task``, ``steps`` (length of the run), ``arm``, ``seed``,
-        ``real_steps`` and ``return_mean``
+    :return: One row per evaluation of the runs that are finished with the present settings: ``task``, ``steps`` (length of
+        the run), ``arm``, ``seed``, ``real_steps`` and ``return_mean``
     """
+    records = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    # A file under another name than its run's would make that run count twice
+    runs = dict.fromkeys(Run(**{name: record[name] for name in ARGUMENTS}, folder=folder) for record in records)
     tables = []
-    for file in sorted(folder.glob("*.json")):
-        record = json.loads(file.read_text())
-        table = pd.read_csv(file.with_suffix(".csv"))
-        conditions = {name: record[name] for name in ("task", "steps", "arm", "seed")}
-        tables.append(table.assign(real_steps=table.timesteps // record["scale"], **conditions))
+    for run in runs:
+        if run.arm in ARMS and run.is_finished():
+            table = pd.read_csv(run.evaluations)
+            conditions = {name: getattr(run, name) for name in ("task", "steps", "arm", "seed")}
+            tables.append(table.assign(real_steps=table.timesteps // run.conditions["scale"], **conditions))
     return pd.concat(tables)
 
 

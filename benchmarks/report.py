@@ -8,6 +8,8 @@ import argparse
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,18 +20,16 @@ from scipy.stats import trim_mean
 
 from benchmarks.plots import plot_curves
 from benchmarks.suite import RESULTS, Suite
-from sb3_agd.zoo.plots import REFERENCE_SCORES
+from sb3_agd.zoo.plots import MIN_RUNS, REFERENCE_SCORES, of_enough_runs
 
 BASELINE = "ppo"
 BOOTSTRAP_REPETITIONS = 2000
 BOOTSTRAP_SEED = 0
-# With fewer seeds there are no intervals
-MIN_SEEDS = 3
 # The mean over so many evaluations at the end tells more than the last one where returns swing
 LAST_EVALUATIONS = 5
 # Aggregates are given at these shares of a run
 CHECKPOINTS = (0.25, 0.5, 1.0)
-# Colours that remain distinct for colour-blind readers (Okabe and Ito, Tol). A suite has at most as many variants
+# Colours that remain distinct for colour-blind readers (Okabe and Ito, Tol)
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#999933", "#882255")
 MARKERS = "osD^vP*X<"
 
@@ -80,7 +80,7 @@ class Results:
                 gains.append(gain.assign(variant=run.name, task=run.task, seed=run.seed))
         if not tables:
             raise ValueError(
-                f"No run of {suite.name} with the present settings is finished: python -m benchmarks.run {suite.name}"
+                f"No run of {suite.name} with the present settings is finished: python -m benchmarks.run {quote(suite.given)}"
             )
         self.evaluations = pd.concat(tables, ignore_index=True)
         self.gains = pd.concat(gains, ignore_index=True) if gains else pd.DataFrame()
@@ -128,9 +128,7 @@ def bootstrap(scores: np.ndarray | tuple[np.ndarray, np.ndarray], statistic: obj
     # rliable draws from the global stream, whatever generator it is given
     np.random.seed(BOOTSTRAP_SEED)
     points, intervals = rly.get_interval_estimates({"scores": scores}, statistic, reps=BOOTSTRAP_REPETITIONS)
-    if min(map(len, scores if isinstance(scores, tuple) else (scores,))) < MIN_SEEDS:
-        intervals["scores"] = np.full_like(intervals["scores"], np.nan)
-    return np.atleast_1d(points["scores"]), intervals["scores"]
+    return np.atleast_1d(points["scores"]), of_enough_runs(intervals, {"scores": scores})["scores"]
 
 
 def iqm_curve(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -279,6 +277,15 @@ def provenance_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def style(number: int) -> dict[str, Any]:
+    """
+    :param number: Number of a variant
+    :return: Style of its lines. After as many variants as there are colours, these come again with other markers
+    """
+    turn, colour = divmod(number, len(COLOURS))
+    return {"color": COLOURS[colour], "marker": MARKERS[(colour + turn) % len(MARKERS)], "markersize": 4}
+
+
 def plot_learning_curves(results: Results, styles: dict[str, dict], file: Path) -> None:
     """
     :param results: Results
@@ -306,7 +313,7 @@ def plot_learning_curves(results: Results, styles: dict[str, dict], file: Path) 
                     x=position,
                     y=table.return_mean.to_numpy(),
                     ax=axes,
-                    errorbar=("ci", 95) if table.seed.nunique() >= MIN_SEEDS else None,
+                    errorbar=("ci", 95) if table.seed.nunique() >= MIN_RUNS else None,
                     seed=BOOTSTRAP_SEED,
                     legend=False,
                     **styles[variant],
@@ -359,8 +366,8 @@ def markdown(results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]])
     unfinished = "; not finished: " + ", ".join(f"{n} of {name}" for name, n in missing.items()) if missing else ""
     lines = [
         f"# {suite.name}",
-        f"Written by `python -m benchmarks.report {suite.name}` from {n_finished} of {len(suite.runs())} runs of "
-        f"`python -m benchmarks.run {suite.name}`{unfinished}. Every {suite.eval_freq:,} steps, "
+        f"Written by `python -m benchmarks.report {quote(suite.given)}` from {n_finished} of {len(suite.runs())} runs of "
+        f"`python -m benchmarks.run {quote(suite.given)}`{unfinished}. Every {suite.eval_freq:,} steps, "
         f"{suite.eval_episodes} episodes with the deterministic policy.",
         "## All tasks",
     ]
@@ -456,8 +463,7 @@ def main() -> None:
         results = Results(suite, folder)
     except ValueError as error:
         parser.error(str(error))
-    names = enumerate(suite.variants)
-    styles = {name: {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4, "label": name} for i, name in names}
+    styles = {name: style(number) | {"label": name} for number, name in enumerate(suite.variants)}
     matrices = {variant: results.matrix(variant) for variant in results.variants}
     curves = {variant: iqm_curve(matrix) for variant, matrix in matrices.items() if len(matrix)}
     plot_learning_curves(results, styles, folder / "learning_curves.png")

@@ -250,7 +250,9 @@ def save(run: Run, outcome: Outcome, results: Path) -> str:
     (results / f"{run}.json").unlink(missing_ok=True)
     files = {"gains.csv": outcome.gains, "csv": outcome.evaluations, "json": json.dumps(record, indent=2) + "\n"}
     for suffix, content in files.items():
-        if content is not None:
+        if content is None:
+            (results / f"{run}.{suffix}").unlink(missing_ok=True)
+        else:
             with replaced_file(results / f"{run}.{suffix}", suffix) as file:
                 file.write(content.encode())
     return outcome.evaluations.splitlines()[-1]

@@ -104,12 +104,23 @@ class Run:
         return content if same and is_complete(pd.read_csv(evaluations), self.suite) else None
 
 
+def read_suite(file: Path) -> dict[str, Any]:
+    """
+    :param file: YAML file of a suite
+    :return: Its content, with that of the suite that it is like
+    :raises FileNotFoundError: If there is no such suite
+    """
+    content = yaml.safe_load(file.read_text())
+    return {**read_suite(SUITES / f"{content.pop('like')}.yml"), **content} if "like" in content else content
+
+
 @dataclass(frozen=True)
 class Suite:
     """
     A matrix of variants, tasks and seeds.
 
     :param name: Name of the suite, also of its folder of results
+    :param given: What the commands take for it: its name, or its file
     :param steps: Environment steps of each run
     :param eval_freq: Environment steps between evaluations
     :param eval_episodes: Number of deterministic episodes of an evaluation
@@ -121,6 +132,7 @@ class Suite:
     """
 
     name: str
+    given: str
     steps: int
     eval_freq: int
     eval_episodes: int
@@ -143,12 +155,10 @@ class Suite:
             known = sorted(path.stem for path in SUITES.glob("*.yml"))
             raise ValueError(f"There is no suite {suite!r}: give a file, or one of {', '.join(known)}")
         try:
-            content = yaml.safe_load(file.read_text())
-            if "like" in content:
-                content = {**yaml.safe_load((SUITES / f"{content.pop('like')}.yml").read_text()), **content}
+            content = read_suite(file)
             variants = {name: Variant(**variant) for name, variant in content.pop("variants").items()}
-            loaded = cls(name=file.stem, variants=variants, **content)
-        except (TypeError, KeyError, AttributeError, FileNotFoundError, yaml.YAMLError) as error:
+            loaded = cls(name=file.stem, given=suite, variants=variants, **content)
+        except (TypeError, KeyError, AttributeError, FileNotFoundError, RecursionError, yaml.YAMLError) as error:
             raise ValueError(f"{file} is not a suite: {error}") from error
         for name, variant in variants.items():
             try:

@@ -60,12 +60,15 @@ def summarise(results: Results, step_milliseconds: dict[str, float]) -> dict[str
     :param results: Results
     :param step_milliseconds: Time of a step with each algorithm
     :return: All algorithms of ``NAMES`` that have results, the best one first
+    :raises ValueError: If the time of a step with one of them is not known
     """
     summaries = {}
     for variant in NAMES:
         scores = results.matrix(variant) if variant in results.variants else np.empty(0)
         if not len(scores):
             continue
+        if variant not in step_milliseconds:
+            raise ValueError(f"The time of a step with {variant} is not known: python -m benchmarks.step_time")
         points, intervals = iqm_curve(scores)
         minutes = results.suite.steps * step_milliseconds[variant] / 60_000
         summaries[variant] = Summary(results.timesteps, points, intervals, len(scores), minutes)
@@ -130,6 +133,8 @@ def main() -> None:
         suite = Suite.load(SUITE)
         steps = json.loads((arguments.results / STEP_TIME).read_text())
         summaries = summarise(Results(suite, arguments.results / suite.name), steps["milliseconds per step"])
+    except FileNotFoundError as error:
+        parser.error(f"There is no {error.filename}: python -m benchmarks.step_time")
     except ValueError as error:
         parser.error(str(error))
     # rliable's theme is grey

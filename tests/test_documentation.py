@@ -245,13 +245,13 @@ def test_commands_are_valid(page: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 # Appended to the page's commands, in this order. The last of two equal options counts
 AGDPPO = "n_steps:32 batch_size:32 n_epochs:1 synthetic_ratio:1 horizon:2 world_model_warmup:0 world_model_gradient_steps:2"
-TRAIN = "-n 64 --eval-freq 32 --eval-episodes 1 --verbose 0 --device cpu"
+# The zoo's all-plots cannot read a single run with a single episode
+TRAIN = "-n 64 --eval-freq 32 --eval-episodes 2 --verbose 0 --device cpu"
 SESSION = [
     ("train --algo agdppo --env HalfCheetah-v5 -n 100000", f"{TRAIN} --save-freq 32 -params {AGDPPO}"),
-    ("train --algo agdppo --env HalfCheetah-v5 -f logs -i", f"{TRAIN} -params {AGDPPO}"),
+    ("train --algo agdppo --env HalfCheetah-v5 -f further -i", f"{TRAIN} -params {AGDPPO}"),
     ("enjoy", "-n 50 --no-render"),
-    # The zoo's all-plots cannot read a single run with a single episode
-    ("train --algo ppo", f"{TRAIN} --eval-episodes 2 -params n_steps:32"),
+    ("train --algo ppo", f"{TRAIN} -params n_steps:32"),
     ("all-plots", "-e HalfCheetah-v5 --no-display"),
 ]
 
@@ -265,7 +265,7 @@ def test_session_with_rl_zoo_runs(
     for beginning, small in SESSION:
         (command,) = (command for command in written if command.startswith(beginning))
         command_line(*shlex.split(command), *shlex.split(small))
-    assert (tmp_path / "logs" / "agdppo" / "HalfCheetah-v5_2" / "HalfCheetah-v5.zip").is_file()
+    assert (tmp_path / "further" / "agdppo" / "HalfCheetah-v5_1" / "HalfCheetah-v5.zip").is_file()
     assert (tmp_path / "results.pkl").is_file()
 
 

@@ -199,18 +199,41 @@ def test_arms_learn_from_equal_numbers_of_transitions_and_finished_runs_are_skip
     arguments = ("--tasks", "Reacher-v5", "--seeds", 0, *length, "--arms")
     call(monkeypatch, *arguments, "P", "L")
     # Interrupted before the end of a run
-    (tmp_path / "P-Reacher-v5-0.json").unlink()
+    (tmp_path / "P-Reacher-v5-256-0.json").unlink()
     call(monkeypatch, *arguments, *ARMS)
-    assert trained == ["P-Reacher-v5-0", "L-Reacher-v5-0", *(f"{arm}-Reacher-v5-0" for arm in ARMS if arm != "L")]
-    assert pd.read_csv(tmp_path / "P-Reacher-v5-0.csv").timesteps.tolist() == [256, 512]
-    assert pd.read_csv(tmp_path / "O-Reacher-v5-0.csv").timesteps.tolist() == [128, 256]
+    assert trained == [f"{arm}-Reacher-v5-256-0" for arm in ("P", "L", *(arm for arm in ARMS if arm != "L"))]
+    assert pd.read_csv(tmp_path / "P-Reacher-v5-256-0.csv").timesteps.tolist() == [256, 512]
+    assert pd.read_csv(tmp_path / "O-Reacher-v5-256-0.csv").timesteps.tolist() == [128, 256]
     report = (tmp_path / "report.md").read_text()
     assert report in capsys.readouterr().out
     assert "| real steps | transitions learned from | P | O |" in report and "| P minus O | O minus L |" in report
     assert "| 128 | 256 |" in report and "| 256 | 512 |" in report
-    # A run of another length is another run
+    # A run of another length is another run, beside the first
     call(monkeypatch, *arguments, "P", "--steps", 128)
-    assert trained[-1] == "P-Reacher-v5-0" and json.loads((tmp_path / "P-Reacher-v5-0.json").read_text())["steps"] == 128
+    assert trained[-1] == "P-Reacher-v5-128-0"
+    assert {"## Reacher-v5, 128 steps", "## Reacher-v5, 256 steps"} <= {*(tmp_path / "report.md").read_text().splitlines()}
+
+
+def test_only_runs_that_are_finished_with_the_present_settings_are_reported(tmp_path: Path) -> None:
+    runs = [Run("P", "Reacher-v5", seed, 256, 128, 1, tmp_path) for seed in range(4)]
+    for run in runs:
+        run.evaluations.write_text(f"timesteps,return_mean\n{16 * run.steps},{run.seed}\n")
+        run.evaluations.with_suffix(".json").write_text(json.dumps(run.conditions))
+    runs[1].evaluations.with_suffix(".json").write_text(json.dumps(runs[1].conditions | {"settings": {"gamma": 0.5}}))
+    runs[2].evaluations.unlink()
+    # As files were named before
+    runs[3].evaluations.with_suffix(".json").rename(tmp_path / "P-Reacher-v5-3.json")
+    assert [run.is_finished() for run in runs] == [True, False, False, False]
+    (row,) = ladder.load(tmp_path).to_dict("records")
+    assert row == {
+        "timesteps": 4096,
+        "return_mean": 0,
+        "real_steps": 256,
+        "task": "Reacher-v5",
+        "steps": 256,
+        "arm": "P",
+        "seed": 0,
+    }
 
 
 def test_report_shows_the_differences_of_the_means() -> None:

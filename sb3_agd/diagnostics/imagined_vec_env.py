@@ -196,6 +196,13 @@ class ImaginedVecEnv(VecEnv):
                 self._scene.reset(index)
         return self._observations(self._states)
 
+    def _check_reset(self) -> None:
+        """
+        :raises ValueError: If the environments were not reset yet
+        """
+        if len(self._states) == 0:
+            raise ValueError("Call `reset` before the first step or image")
+
     def step_async(self, actions: np.ndarray) -> None:
         """
         Begin a step.
@@ -203,8 +210,7 @@ class ImaginedVecEnv(VecEnv):
         :param actions: Actions of all environments. Those outside of the bounds of a Box are clipped
         :raises ValueError: If they have a wrong shape, a value is invalid, or the environments were not reset yet
         """
-        if len(self._states) == 0:
-            raise ValueError("Call `reset` before the first step")
+        self._check_reset()
         space, given = self.action_space, np.asarray(actions)
         shape = (self.num_envs, *(space.shape or ()))
         if given.shape != shape:
@@ -255,6 +261,7 @@ class ImaginedVecEnv(VecEnv):
     def get_images(self) -> Sequence[np.ndarray | None]:
         if self._scene is None:
             return [None] * self.num_envs
+        self._check_reset()
         return self._scene.images(self._states.cpu().numpy())
 
     def close(self) -> None:

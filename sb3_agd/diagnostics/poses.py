@@ -67,6 +67,22 @@ def prepare_renderer(env: Any) -> str | None:
     return None
 
 
+def obstacle_to_draw(env: gym.Env, observation_space: gym.Space) -> str | None:
+    """
+    Prepare an environment to be drawn in the states that observations show.
+
+    :param env: Environment with its wrappers, which is reset
+    :param observation_space: Space of the observations
+    :return: Why it cannot be drawn, ``None`` if it can
+    """
+    inner: Any = env.unwrapped
+    is_known = find_pose(inner) is not None and observation_space == env.observation_space == inner.observation_space
+    # Wrappers may change observations and not their space
+    if not is_known or not np.array_equal(env.reset(seed=0)[0], inner.reset(seed=0)[0]):
+        return f"the pose of {type(inner).__name__} cannot be computed from the observations"
+    return prepare_renderer(inner)
+
+
 def n_skipped(env: Any) -> int:
     """
     :param env: Innermost environment
@@ -98,12 +114,11 @@ class Scene:
     """
 
     def __init__(self, spec: EnvSpec, observation_space: gym.Space, n_envs: int):
-        self.env: Any = gym.make(spec.id, **spec.kwargs | {"render_mode": "rgb_array"}).unwrapped
+        env = gym.make(spec.id, **spec.kwargs | {"render_mode": "rgb_array"})
+        obstacle = obstacle_to_draw(env, observation_space)
+        self.env: Any = env.unwrapped
         pose = find_pose(self.env)
-        if pose is None or self.env.observation_space != observation_space:
-            raise ValueError(f"The pose of {type(self.env).__name__} cannot be computed from the observations")
-        obstacle = prepare_renderer(self.env)
-        if obstacle is not None:
+        if pose is None or obstacle is not None:
             raise ValueError(obstacle)
         self.pose = pose
         self.skipped = [np.empty(0)] * n_envs

@@ -11,7 +11,7 @@ import torch as th
 from PIL import Image, ImageDraw
 
 from sb3_agd.diagnostics.evaluator import Evaluator
-from sb3_agd.diagnostics.poses import Pose, advanced, find_pose, n_skipped, prepare_renderer
+from sb3_agd.diagnostics.poses import Pose, advanced, find_pose, n_skipped, obstacle_to_draw
 from sb3_agd.diagnostics.progress import track
 from sb3_agd.imagination import Guidance
 
@@ -40,13 +40,10 @@ def obstacle_to_film(env: gym.Env) -> str | None:
     """
     Prepare an environment to be filmed.
 
-    :param env: The environment
+    :param env: The environment, which is reset
     :return: Why it cannot be filmed, ``None`` if it can
     """
-    inner: Any = env.unwrapped
-    if find_pose(inner) is None:
-        return f"the pose of {type(inner).__name__} cannot be computed from its observations"
-    return prepare_renderer(inner)
+    return obstacle_to_draw(env, env.observation_space)
 
 
 def film(evaluator: Evaluator, guidance: Guidance, n_segments: int) -> list[np.ndarray]:
@@ -121,17 +118,20 @@ def film_segment(
     start = th.as_tensor(state, device=evaluator.model.device)[None]
     segments, _ = evaluator.imagination.imagine(start, guidance, evaluator.generator)
     imagined = segments.map(lambda tensor: tensor[0].cpu().numpy())
+    n_imagined = int(imagined.mask.sum())
     skipped = inner.data.qpos[: n_skipped(inner)].copy()
-    for step, action in enumerate(imagined.actions):
+    for step, action in enumerate(imagined.actions, start=1):
         state, _, _, done = simulator.step(action)
-        real_frame = inner.render()
-        snapshot = simulator.snapshot()
-        skipped = advanced(inner, pose, imagined.observations[step + 1], skipped)
-        inner.set_state(*pose(inner, imagined.observations[step + 1], skipped))
-        imagined_frame = inner.render()
-        simulator.restore(snapshot)
-        moment = f"step {step + 1} of {len(imagined.actions)}"
-        pair = labelled(real_frame, f"real, {moment}"), labelled(imagined_frame, f"imagined, {moment}")
+        real_frame, moment = inner.render(), f"step {step} of {len(imagined.actions)}"
+        imagined_moment = f"ended at step {n_imagined}"
+        # The last frame stays
+        if step <= n_imagined:
+            snapshot = simulator.snapshot()
+            skipped = advanced(inner, pose, imagined.observations[step], skipped)
+            inner.set_state(*pose(inner, imagined.observations[step], skipped))
+            imagined_frame, imagined_moment = inner.render(), moment
+            simulator.restore(snapshot)
+        pair = labelled(real_frame, f"real, {moment}"), labelled(imagined_frame, f"imagined, {imagined_moment}")
         frames.append(np.concatenate(pair, axis=1))
         if done:
             return simulator.reset()

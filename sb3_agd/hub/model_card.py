@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+import gymnasium as gym
 import numpy as np
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -14,6 +15,7 @@ from huggingface_sb3 import EnvironmentName, ModelName
 
 from sb3_agd import __version__
 from sb3_agd.zoo.benchmark import training_steps
+from sb3_agd.zoo.experiment_manager import CHECKPOINT_NAME, AGDExperimentManager
 
 TEMPLATE = Path(__file__).with_suffix(".jinja")
 # Where the card's commands put the agent
@@ -62,6 +64,23 @@ class Agent:
         return dict(yaml.load((self.settings / file).read_text(), Loader=yaml.UnsafeLoader))
 
     @property
+    def training(self) -> str:
+        """Length of the training."""
+        steps = f"{training_steps(str(self.file)):,}"
+        before = self.read_settings("args.yml")["trained_agent"]
+        # Only these go on counting
+        is_resumed = self.algo == "agdppo" and CHECKPOINT_NAME.fullmatch(Path(before).name) is not None
+        return f"{steps} further steps, from an agent trained before" if before and not is_resumed else f"{steps} steps"
+
+    @property
+    def acts_stochastically(self) -> bool:
+        """Whether ``enjoy`` draws its actions by default."""
+        # Other packages register their tasks in the process of the evaluation only
+        if self.env_id not in gym.registry:
+            return False
+        return AGDExperimentManager.is_atari(self.env_id) or AGDExperimentManager.is_minigrid(self.env_id)
+
+    @property
     def versions(self) -> str:
         """Versions of the packages that the agent was trained with."""
         with ZipFile(self.file) as archive:
@@ -95,6 +114,7 @@ def model_card(agent: Agent, evaluation: Evaluation, repo_id: str | None) -> str
     hyperparameters, command_line = agent.read_settings("config.yml"), agent.read_settings("args.yml")
     # The command line of the training has the number that counts
     hyperparameters.pop("n_timesteps", None)
+    is_stochastic = agent.acts_stochastically and "--deterministic" not in evaluation.options
     value = f"{evaluation.returns.mean():.2f} +/- {evaluation.returns.std():.2f}"
     result = EvalResult(
         task_type="reinforcement-learning",
@@ -126,11 +146,11 @@ def model_card(agent: Agent, evaluation: Evaluation, repo_id: str | None) -> str
         is_wrapped=any(hyperparameters.get(name) for name in WRAPPERS),
         env_id=agent.env_id,
         env_kwargs=command_line["env_kwargs"] or hyperparameters.get("env_kwargs"),
-        steps=training_steps(str(agent.file)),
+        training=agent.training,
         seed=command_line["seed"],
         value=value,
         n_episodes=len(evaluation.returns),
-        kind="stochastic" if "--stochastic" in evaluation.options else "deterministic",
+        kind="stochastic" if is_stochastic or "--stochastic" in evaluation.options else "deterministic",
         versions=agent.versions,
         version=__version__,
         repo_id=repo_id,

@@ -54,7 +54,10 @@ def run(arguments: argparse.Namespace) -> None:
     Evaluate an agent and push it.
 
     :param arguments: Command line, see :func:`sb3_agd.zoo.parsers.add_push_arguments`
+    :raises FileNotFoundError: If there is no such video
     """
+    if arguments.video is not None and not arguments.video.is_file():
+        raise FileNotFoundError(f"argument --video: there is no file {arguments.video}")
     algo, env_id = arguments.algo, arguments.env
     _, file, _ = get_model_path(
         arguments.exp_id, arguments.folder, algo, EnvironmentName(env_id), load_best=arguments.load_best

@@ -5,6 +5,8 @@ import re
 import shutil
 import time
 import traceback
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import TracebackType
@@ -52,7 +54,7 @@ def with_objects(settings: dict[str, Any]) -> dict[str, Any]:
     :param settings: Settings of a file. Those in :data:`OBJECTS` may name a class as the zoo's wrappers do,
         ``{name: arguments}``
     :return: The same with instances of these classes
-    :raises ValueError: If such a setting is anything else
+    :raises ValueError: If such a setting is a dictionary of anything but one class
     """
     built = {}
     for name in OBJECTS & settings.keys():
@@ -182,14 +184,21 @@ class AGDExperimentManager(ExperimentManager):
         entries = yaml.safe_load(Path(file).read_text())
         if entry not in entries:
             raise ValueError(f"{file} has no entry {entry!r}, only {', '.join(entries)}")
+        tasks, task = entries[entry], self.env_name.gym_id
+        if task not in tasks and ("atari" if self._is_atari else "default") not in tasks:
+            raise ValueError(f"Entry {entry!r} of {file} has no settings for {task}, only for {', '.join(tasks)}")
+        given, printed = self.config, StringIO()
         with NamedTemporaryFile("w", suffix=".yml") as alone:
-            yaml.safe_dump(entries[entry], alone)
+            yaml.safe_dump(tasks, alone)
             alone.flush()
-            given, self.config = self.config, alone.name
+            self.config = alone.name
             try:
-                return super().read_hyperparameters()
+                with redirect_stdout(printed):
+                    return super().read_hyperparameters()
             finally:
                 self.config = given
+                # The user's file, and not one that is about to go
+                print(printed.getvalue().replace(alone.name, given), end="")
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         return super()._preprocess_hyperparams(with_objects(hyperparams))

@@ -3,7 +3,6 @@
 import argparse
 import os
 import pickle
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
 from sb3_agd.agdppo import AGDPPO
 from sb3_agd.diagnostics.report import imagination_report
-from sb3_agd.experience.vec_normalize import Normalization
 
 
 class StackedFrames(gym.Wrapper):
@@ -26,10 +24,13 @@ class StackedFrames(gym.Wrapper):
 
     :param env: The environment
     :param n_frames: Number of frames in a stack
-    :param normalization: Statistics and limits of VecNormalize, ``None`` if there is none
+    :param normalization: VecNormalize, without environments; ``None`` if there is none
     """
 
-    def __init__(self, env: gym.Env, n_frames: int, normalization: Normalization | None):
+    # Not among the attributes, which are the state of an environment: it is constant, and cannot be pickled a second time
+    __slots__ = ("normalization",)
+
+    def __init__(self, env: gym.Env, n_frames: int, normalization: VecNormalize | None):
         super().__init__(env)
         assert isinstance(env.observation_space, gym.spaces.Box)
         self.frames: StackedObservations = StackedObservations(1, n_frames, env.observation_space)
@@ -41,14 +42,8 @@ class StackedFrames(gym.Wrapper):
         :param observation: As the environment gives it
         :return: The same as VecNormalize gives it, with an axis for the number of environments in front
         """
-        observation, normalization = np.asarray(observation)[None], self.normalization
-        if normalization is None or normalization.observations is None:
-            return observation
-        statistics = normalization.observations
-        # Only boxes can be stacked
-        assert isinstance(statistics, RunningMeanStd)
-        scaled = (observation - statistics.mean) / np.sqrt(statistics.var + normalization.epsilon)
-        return np.clip(scaled, -normalization.clip_obs, normalization.clip_obs).astype(np.float32)
+        batch = np.asarray(observation)[None]
+        return batch if self.normalization is None else np.asarray(self.normalization.normalize_obs(batch))
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
         observation, info = self.env.reset(**kwargs)
@@ -57,21 +52,9 @@ class StackedFrames(gym.Wrapper):
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         stacked, _ = self.frames.update(self._normalized(observation), np.zeros(1, dtype=bool), [{}])
-        normalization = self.normalization
-        if normalization is not None and normalization.returns is not None:
-            scale = np.sqrt(normalization.returns.var + normalization.epsilon)
-            reward = float(np.clip(reward / scale, -normalization.clip_reward, normalization.clip_reward))
+        if self.normalization is not None:
+            reward = float(self.normalization.normalize_reward(np.asarray(reward)))
         return stacked[0].copy(), reward, terminated, truncated, info
-
-
-def load_normalization(file: Path) -> Normalization:
-    """
-    :param file: File of VecNormalize
-    :return: Its statistics and limits
-    :raises FileNotFoundError: If there is no such file
-    """
-    # No more dangerous than the agent's file, which holds pickles, too
-    return Normalization.of(pickle.loads(file.read_bytes()))
 
 
 def training_environment(model: Path, env_id: str) -> tuple[dict[str, Any], Callable[[gym.Env], gym.Env] | None]:
@@ -93,14 +76,14 @@ def training_environment(model: Path, env_id: str) -> tuple[dict[str, Any], Call
     settings, _ = get_saved_hyperparams(str(folder))
     arguments = settings.get("env_kwargs", {})
     command_line = folder / "args.yml"
+    # What is unpickled from here on is no more dangerous than the agent's file, which holds pickles, too
     if command_line.is_file():
-        # No more dangerous than the agent's file, which holds pickles, too
         arguments = yaml.load(command_line.read_text(), Loader=yaml.UnsafeLoader)["env_kwargs"] or arguments
     wrapper, n_frames = get_wrapper_class(settings), settings.get("frame_stack")
     if n_frames is None:
         return arguments, wrapper
     # Without a frame stack, the model has the statistics of VecNormalize itself
-    normalization = load_normalization(folder / "vecnormalize.pkl") if settings["normalize"] else None
+    normalization = pickle.loads((folder / "vecnormalize.pkl").read_bytes()) if settings["normalize"] else None
     return arguments, lambda env: StackedFrames(env if wrapper is None else wrapper(env), n_frames, normalization)
 
 
@@ -138,10 +121,6 @@ def run(arguments: argparse.Namespace) -> None:
             env = gym.make(arguments.env, **env_kwargs)
         return env if wrapper is None else wrapper(env)
 
-    n_filmed = arguments.n_filmed
-    if n_filmed > 0 and isinstance(make_env(), StackedFrames):
-        warnings.warn("No video: the pose cannot be computed from a stack of frames", stacklevel=2)
-        n_filmed = 0
     report = imagination_report(
         AGDPPO.load(file, device="cpu"),
         make_env,
@@ -150,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.guidance,
         arguments.guidance_scale,
         arguments.seed,
-        n_filmed,
+        arguments.n_filmed,
         progress_bar=True,
     )
     print_summary(report, arguments.folder)

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rl_zoo3.plots.score_normalization import ReferenceScore, reference_scores
 from rliable import library, metrics, plot_utils
+from scipy.stats import sem
 
 # Score 0 is the mean return of 100 episodes of uniformly random actions, measured.
 # Score 1 is PPO after 1 million steps, rounded, from the public tables of RL Baselines3 Zoo (benchmark.md: HalfCheetah
@@ -43,6 +45,8 @@ AGGREGATES = {
     "Optimality Gap": metrics.aggregate_optimality_gap,
 }
 BOOTSTRAP_REPETITIONS = 2000
+# With fewer runs there are no intervals: a bootstrap over one run gives a point, over two their range
+MIN_RUNS = 3
 N_THRESHOLDS = 50
 # The interquartile mean is drawn at so many points of a run at most
 N_POINTS = 20
@@ -140,9 +144,12 @@ def plot_learning_curve(task: str, methods: dict[str, dict[str, np.ndarray]], ar
     figure, axes = plt.subplots(figsize=arguments.figsize)
     unit = 1 if arguments.no_million else 1e6
     for method, evaluations in methods.items():
-        steps, mean, error = evaluations["timesteps"] / unit, evaluations["mean"], evaluations["std_error"]
+        steps, mean, runs = evaluations["timesteps"] / unit, evaluations["mean"], evaluations["mean_per_eval"]
         axes.plot(steps, mean, label=method)
-        axes.fill_between(steps, mean - error, mean + error, alpha=0.3)
+        # One run has no error. The zoo's own divides by the number of runs, not by one less
+        if runs.shape[1] > 1:
+            error = sem(runs, axis=1)
+            axes.fill_between(steps, mean - error, mean + error, alpha=0.3)
     axes.set(title=task, xlabel="Timesteps" if arguments.no_million else "Timesteps (million)", ylabel="Return")
     axes.legend()
     return figure
@@ -161,14 +168,27 @@ def plot_last_evaluations(plot: Callable[..., Any], table: pd.DataFrame, argumen
     return figure
 
 
+def of_enough_runs(intervals: dict[str, np.ndarray], scores: dict[str, Any]) -> dict[str, np.ndarray]:
+    """
+    :param intervals: Intervals by a bootstrap over runs
+    :param scores: The scores that they come from, of each method or pair of methods, the runs along the first axis
+    :return: The same, NaN where there are fewer than ``MIN_RUNS`` runs
+    """
+    n_runs = {name: min(map(len, each if isinstance(each, tuple) else (each,))) for name, each in scores.items()}
+    return {name: ends if n_runs[name] >= MIN_RUNS else np.full_like(ends, np.nan) for name, ends in intervals.items()}
+
+
 def estimate(scores: dict[str, Any], statistic: Callable[..., Any], ci_size: float) -> tuple[dict, dict]:
     """
     :param scores: Scores of each method, or of each pair of methods
     :param statistic: What is estimated
     :param ci_size: Size of the intervals
-    :return: Estimates and intervals, by a bootstrap over runs
+    :return: Estimates and intervals, see :func:`of_enough_runs`
     """
-    return library.get_interval_estimates(scores, statistic, reps=BOOTSTRAP_REPETITIONS, confidence_interval_size=ci_size)
+    estimates, intervals = library.get_interval_estimates(
+        scores, statistic, reps=BOOTSTRAP_REPETITIONS, confidence_interval_size=ci_size
+    )
+    return estimates, of_enough_runs(intervals, scores)
 
 
 def plot_aggregates(scores: dict[str, np.ndarray], ci_size: float) -> dict[str, Figure]:
@@ -187,6 +207,7 @@ def plot_aggregates(scores: dict[str, np.ndarray], ci_size: float) -> dict[str, 
     profiles, intervals = library.create_performance_profile(
         scores, thresholds, reps=BOOTSTRAP_REPETITIONS, confidence_interval_size=ci_size
     )
+    intervals = of_enough_runs(intervals, scores)
     axes = plot_utils.plot_performance_profiles(profiles, thresholds, performance_profile_cis=intervals, legend=True)
     return {"aggregates": aggregates, "profiles": axes.figure}
 
@@ -244,14 +265,17 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.skip_timesteps:
         for task, methods in results.items():
             figures[f"curves_{task.replace('/', '-')}"] = plot_learning_curve(task, methods, arguments)
-    if arguments.rliable or arguments.versus:
+    if arguments.rliable or arguments.versus or arguments.iqm:
         scores = {method: array[..., 0] for method, array in normalized_scores(results, slice(-1, None)).items()}
+        few = [method for method, array in scores.items() if len(array) < MIN_RUNS]
+        if few:
+            print(f"Without intervals, since they have fewer than {MIN_RUNS} runs: {', '.join(few)}", file=sys.stderr)
         if arguments.rliable:
             figures |= plot_aggregates(scores, arguments.ci_size)
         if arguments.versus:
             figures["versus"] = plot_versus(scores, arguments.ci_size)
-    if arguments.iqm:
-        figures["iqm"] = plot_interquartile_mean(results, arguments.ci_size)
+        if arguments.iqm:
+            figures["iqm"] = plot_interquartile_mean(results, arguments.ci_size)
     if arguments.output is None:
         plt.show()
         return

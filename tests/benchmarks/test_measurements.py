@@ -3,17 +3,22 @@
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch as th
+from environments import SMALL
 
-from benchmarks import guidance_on_linear_task
+from benchmarks import evaluation, guidance_on_linear_task, imagination_health
+from benchmarks.guidance_gain import RecordedGain
 from benchmarks.guidance_on_linear_task import LinearTask
 from benchmarks.settings import load_settings
+from sb3_agd import AGDPPO, GuidanceGainCallback
 
 
 def test_value_function_of_the_linear_task_is_the_expected_return() -> None:
@@ -88,6 +93,37 @@ def figures(results: Any) -> Iterator[float]:
     elif isinstance(results, (dict, list)):
         for part in results.values() if isinstance(results, dict) else results:
             yield from figures(part)
+
+
+def test_values_are_compared_with_returns_from_the_first_end_of_an_episode_on() -> None:
+    before = {"largest_return": 0.0, "largest_real_value": 1.0}
+    after = {"largest_return": 2.0, "largest_real_value": 1.0, "largest_imagined_value": 3.0}
+    assert imagination_health.largest_ratio([before, after]) == 1.5
+    assert imagination_health.largest_ratio([before]) is None
+
+
+def test_seconds_of_training_are_without_those_of_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def taking(seconds: float) -> Callable[..., Any]:
+        def step(*_: Any, **__: Any) -> tuple[list[float], list[int]]:
+            clock[0] += seconds
+            return [0.0], [1]
+
+        return step
+
+    monkeypatch.setattr(evaluation, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(evaluation, "evaluate_policy", taking(100))
+    monkeypatch.setattr(GuidanceGainCallback, "_measure", taking(1000))
+    monkeypatch.setattr(AGDPPO, "train", taking(1))
+    callbacks = [
+        evaluation.TimedEvaluation("Pendulum-v1", 0, 32, 1, tmp_path / "evaluations.csv"),
+        RecordedGain("Pendulum-v1", 1, tmp_path / "gains.csv", 2),
+    ]
+    AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL).learn(96, callbacks)
+    assert pd.read_csv(tmp_path / "evaluations.csv").wall_seconds.tolist() == [0, 1, 2]
+    # In each rollout an evaluation, a measurement and an update
+    assert clock[0] == 3 * (100 + 1000 + 1)
 
 
 @pytest.mark.usefixtures("short_fits")

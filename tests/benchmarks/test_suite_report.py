@@ -1,5 +1,6 @@
 """The report of a suite: statistics, tables and figures."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,4 +142,15 @@ def test_report_without_results_says_how_to_make_them(
 ) -> None:
     with pytest.raises(SystemExit):
         call(report, monkeypatch, suite_file, "--results", tmp_path)
-    assert "python -m benchmarks.run small" in capsys.readouterr().err
+    assert f"python -m benchmarks.run {suite_file}\n" in capsys.readouterr().err
+
+
+def test_the_report_names_its_command_as_it_was_given(results: report.Results, suite_file: Path) -> None:
+    for given in (str(suite_file), "small"):
+        named = report.Results(replace(results.suite, given=given), suite_file.parent / "small")
+        assert f"`python -m benchmarks.report {given}` from 12 of 12 runs of `python" in report.markdown(named, {})
+
+
+def test_any_number_of_variants_has_styles_of_its_own() -> None:
+    styles = [report.style(number) for number in range(40)]
+    assert len({(style["color"], style["marker"]) for style in styles}) == 40

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,14 @@ def test_a_record_is_never_that_of_other_evaluations(
     folder = tmp_path / "small"
     first, second = ("agdppo_eag-HalfCheetah-v5-3", "agdppo_eag-Hopper-v5-3")
     assert not (folder / f"{first}.json").exists() and (folder / f"{second}.json").exists()
+
+
+def test_measurements_of_guidance_are_never_those_of_an_earlier_run(suite_file: Path, tmp_path: Path) -> None:
+    one = Suite.load(str(suite_file)).runs()[0]
+    measured = replace(outcome([0.0, 1.0]), gains="timesteps,true_gain\n100,0.5\n")
+    for each in (measured, outcome([0.0, 1.0])):
+        run.save(one, each, tmp_path)
+        assert (tmp_path / f"{one}.gains.csv").is_file() == (each is measured)
 
 
 def test_record_holds_what_made_the_run(

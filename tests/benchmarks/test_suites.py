@@ -9,8 +9,8 @@ from small_suite import SMALL
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
+from benchmarks import suite
 from benchmarks.evaluation import TimedEvaluation
-from benchmarks.report import COLOURS, MARKERS
 from benchmarks.settings import algorithm_arguments
 from benchmarks.suite import SUITES, Suite
 from sb3_agd import AGDPPO
@@ -36,9 +36,7 @@ def test_a_variant_may_have_seeds_of_its_own(suite_file: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in SUITES.glob("*.yml")))
 def test_shipped_suites_are_valid(name: str) -> None:
-    suite = Suite.load(name)
-    assert len(suite.variants) <= len(COLOURS) == len(MARKERS)
-    for one in suite.runs():
+    for one in Suite.load(name).runs():
         assert one.hyperparameters["policy"] == "MlpPolicy"
         assert one.variant.settings.items() <= one.hyperparameters.items()
 
@@ -67,7 +65,20 @@ def test_unknown_suite_is_answered_with_the_known_ones() -> None:
         Suite.load("mujocco")
 
 
-def test_no_two_runs_share_episodes_of_their_evaluations(tmp_path: Path) -> None:
+def test_a_suite_may_be_like_one_that_is_like_another(
+    suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "SUITES", tmp_path)
+    (tmp_path / "longer.yml").write_text("like: small\nsteps: 400")
+    (tmp_path / "seeds.yml").write_text("like: longer\nfirst_seed: 8")
+    loaded = Suite.load("seeds")
+    assert (loaded.name, loaded.steps, loaded.first_seed, loaded.eval_freq) == ("seeds", 400, 8, 100)
+    suite_file.write_text("like: seeds")
+    with pytest.raises(ValueError, match=r"small\.yml is not a suite: maximum recursion depth"):
+        Suite.load("small")
+
+
+def test_runs_with_other_seeds_share_no_episodes_of_their_evaluations(tmp_path: Path) -> None:
     states = []
     for seed in range(2):
         evaluation = TimedEvaluation("Reacher-v5", seed, 100, 10, tmp_path / "evaluations.csv")
@@ -76,9 +87,9 @@ def test_no_two_runs_share_episodes_of_their_evaluations(tmp_path: Path) -> None
     assert len(np.unique(states, axis=0)) == 30
 
 
-@pytest.mark.parametrize("suite", ["mujoco-defaults", "classic-defaults"])
-def test_the_suites_of_defaults_have_those_of_the_classes(suite: str) -> None:
-    for each in Suite.load(suite).runs():
+@pytest.mark.parametrize("name", ["mujoco-defaults", "classic-defaults"])
+def test_the_suites_of_defaults_have_those_of_the_classes(name: str) -> None:
+    for each in Suite.load(name).runs():
         parameters = inspect.signature({"ppo": PPO, "agdppo": AGDPPO}[each.variant.algorithm]).parameters
         arguments = algorithm_arguments(each.hyperparameters)
         assert arguments.pop("policy") == "MlpPolicy"

@@ -67,6 +67,18 @@ def test_what_is_not_finished_is_left_out(
     assert "No run of small" in capsys.readouterr().err
 
 
+def test_a_time_that_is_missing_is_named_with_the_command_for_it(
+    suite: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = suite / summary.STEP_TIME
+    file.write_text(json.dumps({"milliseconds per step": {"ppo": 600.0}}))
+    for complaint in ("The time of a step with agdppo is not known", f"There is no {file}"):
+        with pytest.raises(SystemExit):
+            summarised(suite, monkeypatch)
+        assert capsys.readouterr().err.endswith(f"error: {complaint}: python -m benchmarks.step_time\n")
+        file.unlink(missing_ok=True)
+
+
 def test_the_figure_has_names_as_people_write_them_and_begins_at_zero(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Any] = []
     monkeypatch.setattr(summary.plt, "close", figures.append)

@@ -354,7 +354,7 @@ def test_a_rule_of_termination_ends_imagined_episodes() -> None:
         ({"start_states": "last"}, '`start_states` must be "first", "recent" or observations'),
         ({"start_states": np.zeros((2, 4))}, r"`observations` must have shape \(B, 3\)"),
         ({"render_mode": "human"}, '`render_mode` must be "rgb_array" or None'),
-        ({"render_mode": "rgb_array"}, "Pendulum-v1 cannot be drawn: The pose of PendulumEnv cannot be computed"),
+        ({"render_mode": "rgb_array"}, "Pendulum-v1 cannot be drawn: the pose of PendulumEnv cannot be computed"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(arguments: dict[str, Any], message: str, pendulum: AGDPPO) -> None:
@@ -415,6 +415,8 @@ def test_images_show_the_imagined_poses(hopper: AGDPPO, monkeypatch: pytest.Monk
     start[0], start[5] = 1.25, 2.0
     env = ImaginedVecEnv(hopper, 2, start, seed=0, render_mode="rgb_array", task="Hopper-v5")
     assert env.metadata == {"render_modes": ["human", "rgb_array"], "render_fps": 125}
+    with pytest.raises(ValueError, match="Call `reset` before the first step or image"):
+        env.render()
     env.reset()
     image = env.render()
     # One above the other
@@ -455,5 +457,5 @@ def test_a_task_that_is_not_known_is_not_drawn(hopper: AGDPPO) -> None:
 
 
 def test_observations_of_another_kind_are_not_drawn(pendulum: AGDPPO) -> None:
-    with pytest.raises(ValueError, match="Hopper-v5 cannot be drawn: The pose of HopperEnv cannot be computed"):
+    with pytest.raises(ValueError, match="Hopper-v5 cannot be drawn: the pose of HopperEnv cannot be computed"):
         ImaginedVecEnv(pendulum, render_mode="rgb_array", task="Hopper-v5")

@@ -1,12 +1,15 @@
 """The video of real and imagined motion."""
 
+from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 
 from sb3_agd import AGDPPO
 from sb3_agd.diagnostics import video
@@ -14,6 +17,8 @@ from sb3_agd.diagnostics.evaluator import Evaluator
 from sb3_agd.diagnostics.poses import find_pose
 from sb3_agd.diagnostics.video import film_segment, save_film
 from sb3_agd.imagination import NO_GUIDANCE
+from sb3_agd.world_model import Segments
+from sb3_agd.world_model.segments import mask_after_termination
 
 
 def test_each_step_is_filmed_with_its_number_and_the_real_motion_is_not_disturbed(
@@ -51,6 +56,30 @@ def test_each_step_is_filmed_with_its_number_and_the_real_motion_is_not_disturbe
         assert np.array_equal(real_pose, env.data.qpos)
         assert np.array_equal(imagined_pose[1:].astype(np.float32), imagined.observations[0, step + 1, :5].numpy())
     assert np.array_equal(end, state)
+
+
+def test_the_last_imagined_frame_stays_after_an_imagined_termination(hopper: AGDPPO, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = Evaluator(hopper, partial(gym.make, "Hopper-v5"), seed=0)
+    env: Any = evaluator.env.unwrapped
+    imagine, renderings = evaluator.imagination.imagine, count(1)
+    texts: list[str] = []
+    frames: list[np.ndarray] = []
+
+    def ended(*arguments: Any) -> tuple[Segments, th.Tensor]:
+        segments, actions = imagine(*arguments)
+        return replace(segments, mask=mask_after_termination(th.tensor([[False, True, False, False]]))), actions
+
+    def labelled(frame: np.ndarray, text: str) -> np.ndarray:
+        texts.append(text)
+        return frame
+
+    monkeypatch.setattr(type(env), "render", lambda _: np.full((4, 4, 3), next(renderings)))
+    monkeypatch.setattr(evaluator.imagination, "imagine", ended)
+    monkeypatch.setattr(video, "labelled", labelled)
+    film_segment(evaluator, NO_GUIDANCE, find_pose(env), evaluator.simulator.reset(0), frames)
+    assert texts[1::2] == [f"imagined, {when}" for when in ("step 1 of 4", "step 2 of 4", *["ended at step 2"] * 2)]
+    # Real and imagined ones were drawn by turns
+    assert [frame[0, ::4, 0].tolist() for frame in frames] == [[1, 2], [3, 4], [5, 4], [6, 4]]
 
 
 def test_the_video_plays_slowly_and_both_halves_move(command_run: tuple[Path, str, str]) -> None:

@@ -16,6 +16,7 @@ from processes import PATIENCE, finish, run_here, skip_where_nothing_is_drawn, s
 from short_trainings import ENV, TINY, TRAIN
 
 from sb3_agd.hub.model_card import Agent, Evaluation, model_card
+from sb3_agd.zoo.experiment_manager import AGDExperimentManager
 
 ROOT = Path(__file__).parents[2]
 CONTROL = "CartPole-v1"
@@ -95,6 +96,15 @@ def test_an_agent_that_is_not_there_is_named_in_one_message(folder: Path, hub: H
     assert process.returncode == 1
     assert "Repository Not Found" in errors and "me/nothing" in errors and "Traceback" not in errors
     assert not (folder / "missing").exists()
+
+
+def test_a_missing_video_is_noticed_before_the_evaluation(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sb3_agd.hub.push_to_hub.evaluate", None)
+    push = ["push-to-hub", "--algo", "agdppo", "--env", ENV, "-f", str(folder / "logs"), "-orga", "me"]
+    with pytest.raises(SystemExit, match=r"argument --video: there is no file replay\.mp4"):
+        run_here(tmp_path, *push, "--video", "replay.mp4")
 
 
 def test_nothing_is_loaded_from_the_hub_without_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +200,20 @@ def test_the_card_follows_the_task_and_the_choice_of_the_agent(
     variables: dict[str, Any] = {}
     exec(blocks(card, "python")[0], variables)
     assert variables["model"].num_timesteps == 320
+    # As `enjoy` plays such tasks
+    with monkeypatch.context() as patches:
+        patches.setattr(AGDExperimentManager, "is_minigrid", lambda _: True)
+        for options, kind in (([], "stochastic"), (["--deterministic"], "deterministic")):
+            evaluation = Evaluation(evaluation.returns, 100, options)
+            assert f"with {kind} actions" in table(card_with("args.yml"))["return"]
+    # An agent that was trained on counts from zero, a checkpoint that is resumed does not
+    for before, training in (
+        (f"logs/{ENV}.zip", "320 further steps, from an agent trained before"),
+        ("logs/rl_model_160_steps.zip", "320 steps"),
+    ):
+        card = card_with("args.yml", trained_agent=before)
+        assert table(card)["training"] == f"{training}, seed 7"
+        assert f"This is one agent, trained with {training}, on one seed." in card
     # Observations of the task alone are not enough to imagine from
     card = card_with("config.yml", frame_stack=3)
     assert len(blocks(card, "python")) == 1 and "sb3-agd imagine" in card

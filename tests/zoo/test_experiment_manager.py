@@ -162,6 +162,31 @@ def test_the_users_file_comes_first_and_the_zoos_last(tmp_path: Path) -> None:
     assert find_config(None, "agdppo", "MountainCar-v0") == str(HYPERPARAMS / "agdppo.yml")
 
 
+def test_an_entry_is_named_and_never_the_file_that_it_was_copied_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    entries = {"best": {"Hopper-v5": {"gamma": 0.9}, "Ant-v5": {}}, "any": {"default": {"gamma": 0.8}}}
+    (tmp_path / "own.yml").write_text(yaml.safe_dump(entries))
+
+    def read(entry: str, env_id: str) -> dict[str, Any]:
+        manager = AGDExperimentManager(argparse.Namespace(), "ppo", env_id, str(tmp_path), config=f"own.yml:{entry}")
+        return manager.read_hyperparameters()[0]
+
+    assert read("best", "Hopper-v5") == {"gamma": 0.9} and read("any", "Hopper-v5") == {"gamma": 0.8}
+    printed = capsys.readouterr().out.splitlines()
+    files = [line for line in printed if line.startswith("Loading")]
+    assert files == [f"Loading hyperparameters from: own.yml:{entry}" for entry in ("best", "any")]
+    assert "Using 'default' hyperparameters" in printed
+    for entry, env_id, complaint in (
+        ("best", "CartPole-v1", "Entry 'best' of own.yml has no settings for CartPole-v1, only for Ant-v5, Hopper-v5"),
+        ("worst", "Hopper-v5", "own.yml has no entry 'worst', only any, best"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            read(entry, env_id)
+    assert capsys.readouterr().out == ""
+
+
 def test_statistics_of_the_best_agent_outlive_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manager = AGDExperimentManager(argparse.Namespace(), "ppo", "Hopper-v5", str(tmp_path), eval_freq=32, n_timesteps=64)
     model, _ = manager.setup_experiment()

@@ -1,5 +1,6 @@
 """Figures that compare algorithms, with scores normalised."""
 
+import argparse
 import pickle
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sb3_agd.zoo.plots import REFERENCE_SCORES, REFERENCES, load_results, normalized_scores
+from sb3_agd.zoo.plots import (
+    REFERENCE_SCORES,
+    REFERENCES,
+    estimate,
+    load_results,
+    normalized_scores,
+    plot_aggregates,
+    plot_learning_curve,
+    plot_versus,
+)
 
 MUJOCO = ["HalfCheetah", "Hopper", "Walker2d", "Reacher", "Ant", "Swimmer", "InvertedPendulum", "InvertedDoublePendulum"]
 TASK_SCORES = {"HalfCheetah-v5": (-274.0, 5800.0), "Walker": (1.0, 3500.0), "Reacher": (-43.4, -4.1)}
+
+
+def evaluations_of(returns: np.ndarray) -> dict[str, np.ndarray]:
+    """What `all-plots` writes about returns of shape (n_evaluations, n_runs). Its error has another divisor."""
+    return {
+        "timesteps": np.arange(len(returns)) + 1,
+        "mean": returns.mean(1),
+        "std_error": returns.std(1) / np.sqrt(returns.shape[1]),
+        # One number if there is one run
+        "last_evals": returns[-1].squeeze(),
+        "mean_per_eval": returns,
+    }
 
 
 def write_results(file: Path, methods: dict[str, dict[str, np.ndarray]]) -> None:
@@ -19,14 +41,7 @@ def write_results(file: Path, methods: dict[str, dict[str, np.ndarray]]) -> None
     results: dict[str, Any] = {}
     for method, tasks in methods.items():
         for task, returns in tasks.items():
-            results.setdefault(task, {})[method] = {
-                "timesteps": np.arange(len(returns)) + 1,
-                "mean": returns.mean(1),
-                "std_error": returns.std(1),
-                # One number if there is one run
-                "last_evals": returns[-1].squeeze(),
-                "mean_per_eval": returns,
-            }
+            results.setdefault(task, {})[method] = evaluations_of(returns)
     results["results_table"] = {"headers": [], "value_matrix": [[]]}
     file.write_bytes(pickle.dumps(results))
 
@@ -55,8 +70,35 @@ def test_every_figure_is_saved(
     curves = {f"_curves_{task}" for task in ("HalfCheetah-v5", "Walker")}
     assert set(figures) == {"", "_boxplot", "_aggregates", "_profiles", "_versus", "_iqm"} | curves
     assert all((figure < 128).mean() > 0.005 for figure in figures.values())
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err == "Without intervals, since they have fewer than 3 runs: old\n"
     assert f"{returns['Walker'][-1].mean():.6f}"[:8] in out and "new" in out and "METHOD" not in out and "Reacher" not in out
+
+
+def test_there_are_intervals_from_three_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_agd.zoo.plots.BOOTSTRAP_REPETITIONS", 50)
+    scores = {str(number): np.random.default_rng(0).random((number, 2)) for number in (1, 2, 3)}
+    _, intervals = estimate(scores, lambda array: np.array([array.mean()]), 0.95)
+    assert {name: bool(np.isnan(ends).all()) for name, ends in intervals.items()} == {"1": True, "2": True, "3": False}
+    # The estimates are still in sight
+    single = {name: scores[name] for name in "12"}
+    for axes in (*plot_aggregates(single, 0.95)["aggregates"].axes, plot_versus(single, 0.95).axes[0]):
+        low, high = axes.get_xlim()
+        assert all(low <= line.get_segments()[0][0, 0] <= high for line in axes.collections)
+
+
+def test_the_band_around_a_learning_curve_is_the_standard_error() -> None:
+    arguments = argparse.Namespace(figsize=(6, 4), no_million=True)
+    methods = {}
+    for number in (1, 3):
+        returns = np.random.default_rng(0).normal(size=(4, number))
+        methods[str(number)] = evaluations_of(returns)
+    (axes,) = plot_learning_curve("Hopper-v5", methods, arguments).axes
+    (band,) = axes.collections
+    ends = band.get_paths()[0].vertices[:, 1]
+    error = np.std(returns, axis=1, ddof=1) / np.sqrt(3)
+    assert ends.min() == pytest.approx((returns.mean(1) - error).min())
+    assert ends.max() == pytest.approx((returns.mean(1) + error).max())
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from short_trainings import ENV, TINY, TRAIN, load
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_agd import ExponentialAdvantageGuide
+from sb3_agd.checkpoint.env_snapshot import Snapshot, env_layers
 from sb3_agd.replication import PolicyScoreActions
 from sb3_agd.zoo.imagine import training_environment
 
@@ -124,6 +125,7 @@ def test_imagine_plays_agents_with_stacked_frames_as_enjoy_does(tmp_path: Path) 
     played = create_test_env(ENV, stats_path=statistics, should_render=False, hyperparams=settings)
     assert env.observation_space == played.observation_space
     normalization = VecNormalize.load(str(folder / ENV / "vecnormalize.pkl"), played.venv)
+    assert Snapshot.of(env_layers(env)).left_out == []
     for seed in (0, 1):
         played.seed(seed)
         observation, _ = env.reset(seed=seed)
