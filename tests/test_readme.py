@@ -22,11 +22,13 @@ PROSE = " ".join(README.split())
 STEP_TIME = json.loads((RESULTS / "step_time.json").read_text())["milliseconds per step"]
 TASKS = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Reacher-v5")
 LARGEST_ANIMATION = 3_000_000
+GUIDED = ("agd_sag", "agd_eag", "diffuser")
 
 
 def runs(suite: str, variant: str, task: str) -> list[pd.DataFrame]:
     """Evaluations of each run, read without the code that the summary is made by."""
-    return [pd.read_csv(file) for file in sorted((RESULTS / suite).glob(f"{variant}-{task}-*.csv"))]
+    files = [file for file in (RESULTS / suite).glob(f"{variant}-{task}-*.csv") if not file.name.endswith(".gains.csv")]
+    return [pd.read_csv(file) for file in sorted(files)]
 
 
 def last_returns(variant: str, task: str, suite: str = SUITE) -> np.ndarray:
@@ -163,3 +165,24 @@ def test_the_pages_on_guidance_and_errors_follow_from_the_reports(suffix: str) -
     errors = report["errors"]["states"]["unguided"]
     between = " and " if suffix == "" else " after one step and "
     assert f"{errors[0]:.2f}{between}{errors[-1]:.2f}" in pages[1]
+
+
+def test_the_page_on_replication_follows_from_the_runs() -> None:
+    suite = "paper-laptop"
+    page = " ".join((ROOT / "docs" / "replication.md").read_text().split())
+    means = {name: [last_returns(name, task, suite).mean() for task in TASKS] for name in ("polygrad", "ppo", "trpo")}
+    cheetah, hopper, walker, reacher = zip(*means.values(), strict=True)
+    learned = [f"{one:.0f} and {other:.1f}" for one, other in zip(cheetah, reacher, strict=True)]
+    assert "guidance is at {} there, where PPO is at {} and TRPO at {} in the mean".format(*learned) in page
+    not_learned = [f"{one:.0f} and {other:.0f}" for one, other in zip(hopper, walker, strict=True)]
+    assert "it ends at {}, PPO at {}, TRPO at {}.".format(*not_learned) in page
+    ours = [last_returns("agdppo", task).mean() for task in ("Hopper-v5", "Walker2d-v5")]
+    assert "ends at {:.0f} and {:.0f} there".format(*ours) in page
+    scores = [last_scores(name, suite, 1).mean() for name in ("polygrad", "diffuser", "agd_sag", "agd_eag")]
+    texts = "{:.2f} without guidance, {:.2f} with guidance by reward, {:.2f} with SAG and {:.2f} with EAG"
+    assert texts.format(*scores) in page
+    report = (RESULTS / suite / "report.md").read_text()
+    totals = {name: re.findall(rf"^\| all \| {name} .*\| (.+) \| (.+) \|$", report, re.MULTILINE) for name in GUIDED}
+    (sag,), (eag,), (reward,) = totals.values()
+    assert f"{sag[1]} standard deviations (SAG), {eag[1]} (EAG) and {reward[1]} (reward)" in page
+    assert f"{sag[0]}, {eag[0]} and {reward[0]}." in page
