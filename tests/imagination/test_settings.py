@@ -48,6 +48,8 @@ def test_every_keyword_argument_is_an_attribute() -> None:
     arguments["action_sampler"] = PolicyScoreActions()
     assert set(arguments) == {each.name for each in fields(Settings)}
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **arguments)
+    # A copy, which training changes
+    assert vars(model.action_sampler) == vars(arguments.pop("action_sampler"))
     for name, value in arguments.items():
         assert getattr(model, name) == value
     assert isinstance(model.world_model, DiffusionWorldModel)
