@@ -27,8 +27,8 @@ GUIDED = ("agd_sag", "agd_eag", "diffuser")
 
 def runs(suite: str, variant: str, task: str) -> list[pd.DataFrame]:
     """Evaluations of each run, read without the code that the summary is made by."""
-    files = [file for file in (RESULTS / suite).glob(f"{variant}-{task}-*.csv") if not file.name.endswith(".gains.csv")]
-    return [pd.read_csv(file) for file in sorted(files)]
+    # Their names end with the seed, those of measurements of guidance do not
+    return [pd.read_csv(file) for file in sorted((RESULTS / suite).glob(f"{variant}-{task}-*[0-9].csv"))]
 
 
 def last_returns(variant: str, task: str, suite: str = SUITE) -> np.ndarray:

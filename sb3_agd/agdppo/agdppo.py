@@ -159,10 +159,10 @@ class AGDPPO(ImaginationMixin, ResumablePPO):
 
     def _setup_model(self) -> None:
         settings = self.settings
-        buffer = self.rollout_buffer_class
-        if not (isinstance(buffer, type) and issubclass(buffer, AugmentedRolloutBuffer)):
+        buffer_class = self.rollout_buffer_class
+        if not (isinstance(buffer_class, type) and issubclass(buffer_class, AugmentedRolloutBuffer)):
             raise ValueError(
-                f"`rollout_buffer_class` must be a subclass of AugmentedRolloutBuffer, not {buffer}. "
+                f"`rollout_buffer_class` must be a subclass of AugmentedRolloutBuffer, not {buffer_class}. "
                 "To start from a file of PPO, call `set_parameters(file, exact_match=False)` on a new model"
             )
         extractor = self.policy_kwargs.get("features_extractor_class", CombinedExtractor)

@@ -153,12 +153,11 @@ class GuidanceCallback(SavedCallback):
         settings = self.settings
         if self.world_model.is_trained or settings.synthetic_ratio == 0:
             return
-        cause = "world_model_warmup"
-        if self.replay_buffer.holds(settings.world_model_warmup):
-            cause = "real_steps_per_update"
-            if self.num_timesteps >= settings.update_interval(self._n_real):
-                # A schedule is 0, or each fit has failed, with a warning
-                return
+        is_warm = self.replay_buffer.holds(settings.world_model_warmup)
+        if is_warm and self.num_timesteps >= settings.update_interval(self._n_real):
+            # A schedule is 0, or each fit has failed, with a warning
+            return
+        cause = "real_steps_per_update" if is_warm else "world_model_warmup"
         self._log.warn_once(
             "no imagination",
             f"Training ended after {self.num_timesteps} steps, before imagination began (`{cause}`, "

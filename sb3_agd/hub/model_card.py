@@ -114,7 +114,8 @@ def model_card(agent: Agent, evaluation: Evaluation, repo_id: str | None) -> str
     hyperparameters, command_line = agent.read_settings("config.yml"), agent.read_settings("args.yml")
     # The command line of the training has the number that counts
     hyperparameters.pop("n_timesteps", None)
-    is_stochastic = agent.acts_stochastically and "--deterministic" not in evaluation.options
+    options = evaluation.options
+    is_stochastic = "--stochastic" in options or (agent.acts_stochastically and "--deterministic" not in options)
     value = f"{evaluation.returns.mean():.2f} +/- {evaluation.returns.std():.2f}"
     result = EvalResult(
         task_type="reinforcement-learning",
@@ -150,14 +151,14 @@ def model_card(agent: Agent, evaluation: Evaluation, repo_id: str | None) -> str
         seed=command_line["seed"],
         value=value,
         n_episodes=len(evaluation.returns),
-        kind="stochastic" if is_stochastic or "--stochastic" in evaluation.options else "deterministic",
+        kind="stochastic" if is_stochastic else "deterministic",
         versions=agent.versions,
         version=__version__,
         repo_id=repo_id,
         load=trust + command("load-from-hub", *source),
         enjoy=command("enjoy"),
         film=command("record-video", "-n", "1000", "-o", "videos"),
-        evaluate=command("enjoy", "--no-render", "-n", str(evaluation.n_timesteps), *evaluation.options),
+        evaluate=command("enjoy", "--no-render", "-n", str(evaluation.n_timesteps), *options),
         # As `load-from-hub` names the first agent of a folder
         file=f"{FOLDER}/{agent.algo}/{agent.env_name}_1/{agent.env_name}.zip",
         hyperparameters=pprint.pformat(hyperparameters),

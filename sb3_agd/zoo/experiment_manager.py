@@ -353,7 +353,8 @@ class AGDExperimentManager(ExperimentManager):
         :param n_timesteps: Number of steps at the checkpoint
         """
         folder = Path(self.trained_agent).parent
-        file, best_agent, statistics = (folder / name for name in ("evaluations.npz", "best_model.zip", self.env_name))
+        file, best_agent = folder / "evaluations.npz", folder / "best_model.zip"
+        statistics = folder / self.env_name / "vecnormalize.pkl"
         if not file.is_file():
             return
         with np.load(file) as saved:
@@ -367,5 +368,5 @@ class AGDExperimentManager(ExperimentManager):
         if is_before[means.argmax()] and best_agent.is_file():
             callback.best_mean_reward = float(means.max())
             shutil.copy(best_agent, self.save_path)
-            if (statistics / "vecnormalize.pkl").is_file():
-                shutil.copy(statistics / "vecnormalize.pkl", self.statistics_path)
+            if statistics.is_file():
+                shutil.copy(statistics, self.statistics_path)

@@ -207,11 +207,14 @@ def test_guidance_leaves_no_gradients_behind() -> None:
         assert not any(getattr(imagined, field.name).requires_grad for field in dataclasses.fields(imagined))
 
 
-def test_policy_is_asked_at_the_guided_states() -> None:
-    class Sum(Guide):
-        def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
-            return segments.observations.sum((1, 2))
+class Sum(Guide):
+    """Raises all states."""
 
+    def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
+        return segments.observations.sum((1, 2))
+
+
+def test_policy_is_asked_at_the_guided_states() -> None:
     def policy(states: th.Tensor, steps: slice) -> th.Tensor:
         asked.append(states)
         return linear_policy(states)
@@ -226,10 +229,6 @@ def test_policy_is_asked_at_the_guided_states() -> None:
 
 @pytest.mark.parametrize("network", ["recurrent", "mlp"])
 def test_returned_actions_are_the_policy_s_at_the_guided_states(network: str) -> None:
-    class Sum(Guide):
-        def objective(self, segments: Segments[th.Tensor], critic: Critic) -> th.Tensor:
-            return segments.observations.sum((1, 2))
-
     model = make_model(network=network)
     segments = model.imagine(th.zeros(50, OBSERVATION_DIM), linear_policy, objective_of(Sum(), linear_critic()), 2.0, seeded())
     th.testing.assert_close(segments.actions, linear_policy(segments.observations[:, :-1]))
