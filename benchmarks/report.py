@@ -6,148 +6,22 @@ Report a suite of benchmarks from its files of results alone: tables in Markdown
 
 import argparse
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn
-from matplotlib import pyplot as plt
-from rliable import library as rly
-from scipy.stats import trim_mean
 
-from benchmarks.plots import plot_curves
+from benchmarks.statistics import Interval, improvement, iqm_curve
 from benchmarks.suite import RESULTS, Suite
-from sb3_agd.zoo.plots import MIN_RUNS, REFERENCE_SCORES, of_enough_runs
+from benchmarks.suite_figures import plot_learning_curves, plot_sample_efficiency, style
+from benchmarks.suite_results import Results
 
 BASELINE = "ppo"
-BOOTSTRAP_REPETITIONS = 2000
-BOOTSTRAP_SEED = 0
 # The mean over so many evaluations at the end tells more than the last one where returns swing
 LAST_EVALUATIONS = 5
 # Aggregates are given at these shares of a run
 CHECKPOINTS = (0.25, 0.5, 1.0)
-# Colours that remain distinct for colour-blind readers (Okabe and Ito, Tol)
-COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7", "#999933", "#882255")
-MARKERS = "osD^vP*X<"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """
-    An estimate with its 95 % interval.
-
-    :param point: Estimate
-    :param low: Lower end
-    :param high: Upper end
-    """
-
-    point: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        # Few seeds have none
-        return f"{self.point:.2f}" + ("" if np.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]")
-
-
-class Results:
-    """
-    What is finished of a suite.
-
-    :param suite: The suite
-    :param folder: Folder of its results
-    :raises ValueError: If nothing is finished
-    """
-
-    def __init__(self, suite: Suite, folder: Path):
-        self.suite = suite
-        self.timesteps = np.arange(1, suite.steps // suite.eval_freq + 1) * suite.eval_freq
-        self.records: dict[str, list[dict]] = {}
-        tables, gains = [], []
-        for run in suite.runs():
-            record = run.saved(folder)
-            if record is None:
-                continue
-            self.records.setdefault(run.name, []).append(record)
-            table = pd.read_csv(folder / f"{run}.csv").iloc[: len(self.timesteps)]
-            tables.append(table.assign(variant=run.name, task=run.task, seed=run.seed))
-            measured = folder / f"{run}.gains.csv"
-            # Without guidance, there is nothing to measure
-            if measured.is_file() and not (gain := pd.read_csv(measured)).empty:
-                gains.append(gain.assign(variant=run.name, task=run.task, seed=run.seed))
-        if not tables:
-            raise ValueError(
-                f"No run of {suite.name} with the present settings is finished: python -m benchmarks.run {quote(suite.given)}"
-            )
-        self.evaluations = pd.concat(tables, ignore_index=True)
-        self.gains = pd.concat(gains, ignore_index=True) if gains else pd.DataFrame()
-        references = {score.env_id: score for score in REFERENCE_SCORES}
-        self.normalised = set(suite.tasks) <= set(references)
-        low = self.evaluations.task.map(lambda task: references[task].min if self.normalised else 0)
-        high = self.evaluations.task.map(lambda task: references[task].max if self.normalised else 1)
-        self.evaluations["score"] = (self.evaluations.return_mean - low) / (high - low)
-
-    @property
-    def variants(self) -> list[str]:
-        """Names of the variants that have runs, in the order of the suite."""
-        return [variant for variant in self.suite.variants if variant in self.records]
-
-    def matrix(self, variant: str) -> np.ndarray:
-        """
-        :param variant: Name of a variant
-        :return: Scores of the seeds that are finished on all tasks, shape (seeds, tasks, evaluations)
-        """
-        table = self.evaluations[self.evaluations.variant == variant].pivot(
-            index="seed", columns=["task", "timesteps"], values="score"
-        )
-        missing = [task for task in self.suite.tasks if task not in table.columns.get_level_values("task")]
-        if missing:
-            return np.empty((0, len(self.suite.tasks), len(self.timesteps)))
-        complete = table[self.suite.tasks].dropna()
-        return complete.to_numpy().reshape(len(complete), len(self.suite.tasks), len(self.timesteps))
-
-    def of_task(self, variant: str, task: str) -> pd.DataFrame:
-        """
-        :param variant: Name of a variant
-        :param task: Name of a task
-        :return: Evaluations of all finished seeds
-        """
-        return self.evaluations[(self.evaluations.variant == variant) & (self.evaluations.task == task)]
-
-
-def bootstrap(scores: np.ndarray | tuple[np.ndarray, np.ndarray], statistic: object) -> tuple[np.ndarray, np.ndarray]:
-    """
-    :param scores: Scores, shape (seeds, tasks, ...), or a pair of such arrays
-    :param statistic: Function of the scores that returns an array
-    :return: Estimates, and their 95 % intervals by stratified bootstrap over the seeds of each task, shape (2, ...); NaN
-        where there are too few seeds
-    """
-    # rliable draws from the global stream, whatever generator it is given
-    np.random.seed(BOOTSTRAP_SEED)
-    points, intervals = rly.get_interval_estimates({"scores": scores}, statistic, reps=BOOTSTRAP_REPETITIONS)
-    return np.atleast_1d(points["scores"]), of_enough_runs(intervals, {"scores": scores})["scores"]
-
-
-def iqm_curve(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """
-    :param scores: Shape (seeds, tasks, evaluations)
-    :return: Interquartile mean over seeds and tasks of each evaluation, and its intervals, shape (2, evaluations)
-    """
-    return bootstrap(scores, lambda matrix: trim_mean(matrix.reshape(-1, matrix.shape[-1]), 0.25, axis=0))
-
-
-def improvement(scores: np.ndarray, baseline: np.ndarray) -> Interval:
-    """
-    :param scores: Final scores, shape (seeds, tasks)
-    :param baseline: Those of the baseline, shape (seeds, tasks)
-    :return: Probability that a run is better than one of the baseline on the same task, mean over the tasks
-    """
-    # The mean of the Mann-Whitney statistics of the tasks; a tie counts half
-    points, intervals = bootstrap((scores, baseline), lambda x, y: np.array([(1 + np.sign(x[:, None] - y).mean()) / 2]))
-    return Interval(points[0], *intervals[:, 0])
 
 
 def first_at_least(values: np.ndarray, target: float, positions: np.ndarray) -> str:
@@ -275,83 +149,6 @@ def provenance_table(results: Results) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def style(number: int) -> dict[str, Any]:
-    """
-    :param number: Number of a variant
-    :return: Style of its lines. After as many variants as there are colours, these come again with other markers
-    """
-    turn, colour = divmod(number, len(COLOURS))
-    return {"color": COLOURS[colour], "marker": MARKERS[(colour + turn) % len(MARKERS)], "markersize": 4}
-
-
-def plot_learning_curves(results: Results, styles: dict[str, dict], file: Path) -> None:
-    """
-    :param results: Results
-    :param styles: Line style of each variant
-    :param file: Where to save the figure
-    """
-    tasks = results.suite.tasks
-    columns = min(len(tasks), 2)
-    figure, panels = plt.subplots(
-        -(-len(tasks) // columns),
-        columns,
-        figsize=(5 * columns, 3.4 * -(-len(tasks) // columns)),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axes in panels.flat[len(tasks) :]:
-        axes.remove()
-    for axes, task in zip(panels.flat, tasks, strict=False):
-        for variant in results.variants:
-            table = results.of_task(variant, task)
-            if not table.empty:
-                # Some algorithms collect more than one step at a time: evaluations are counted, not their exact steps
-                position = results.timesteps[table.groupby("seed").cumcount()]
-                seaborn.lineplot(
-                    x=position,
-                    y=table.return_mean.to_numpy(),
-                    ax=axes,
-                    errorbar=("ci", 95) if table.seed.nunique() >= MIN_RUNS else None,
-                    seed=BOOTSTRAP_SEED,
-                    legend=False,
-                    **styles[variant],
-                )
-        axes.set_title(task)
-        axes.set_xlabel("environment steps")
-        axes.set_ylabel("return of an episode")
-        axes.grid(alpha=0.3)
-    handles = [plt.Line2D([], [], **styles[variant]) for variant in results.variants]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
-
-
-def plot_sample_efficiency(
-    results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]], styles: dict[str, dict], file: Path
-) -> None:
-    """
-    :param results: Results
-    :param curves: Interquartile mean of the score at each evaluation, and its intervals, by variant
-    :param styles: Line style of each variant
-    :param file: Where to save the figure
-    """
-    plot_curves(
-        {variant: (results.timesteps, points, *intervals) for variant, (points, intervals) in curves.items()},
-        styles,
-        f"{results.suite.name}: {len(results.suite.tasks)} tasks",
-        f"{score_name(results)}, interquartile mean\n(95 % stratified bootstrap intervals)",
-        file,
-    )
-
-
-def score_name(results: Results) -> str:
-    """
-    :param results: Results
-    :return: What the score is
-    """
-    return "normalised score" if results.normalised else "return"
 
 
 def markdown(results: Results, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:

@@ -17,9 +17,11 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks.report import Results, at_checkpoints, iqm_curve, to_markdown
+from benchmarks.report import at_checkpoints, to_markdown
+from benchmarks.statistics import iqm_curve
 from benchmarks.step_time import STEP_TIME, SUITE
 from benchmarks.suite import RESULTS, Suite
+from benchmarks.suite_results import Results
 
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "sample_efficiency.png"
 # Names as people write them, and a style for each that is distinct for colour-blind readers (Okabe and Ito). Those without

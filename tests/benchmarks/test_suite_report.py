@@ -11,13 +11,15 @@ from rliable.metrics import aggregate_iqm, probability_of_improvement
 from scipy.stats import trim_mean
 from small_suite import SMALL, call, outcome
 
-from benchmarks import report, run
+from benchmarks import report, run, statistics, suite_figures
 from benchmarks.run import Outcome
+from benchmarks.statistics import improvement, iqm_curve
 from benchmarks.suite import Run, Suite
+from benchmarks.suite_results import Results
 
 
 @pytest.fixture
-def results(suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> report.Results:
+def results(suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
     """The variant on top gains in each task and step, so that what the statistics must say is known."""
     suite_file.write_text(SMALL.replace("n_seeds: 1", "n_seeds: 3").replace("n_seeds: 2", "n_seeds: 3"))
     returns = {"HalfCheetah-v5": (-274.0, 5800.0), "Hopper-v5": (17.0, 2600.0)}
@@ -28,22 +30,22 @@ def results(suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return outcome(list(low + score * (high - low)))
 
     monkeypatch.setattr(run, "execute", execute)
-    monkeypatch.setattr(report, "BOOTSTRAP_REPETITIONS", 100)
+    monkeypatch.setattr(statistics, "BOOTSTRAP_REPETITIONS", 100)
     call(run, monkeypatch, suite_file, "--results", tmp_path)
-    return report.Results(Suite.load(str(suite_file)), tmp_path / "small")
+    return Results(Suite.load(str(suite_file)), tmp_path / "small")
 
 
-def test_scores_are_normalised_by_task(results: report.Results) -> None:
+def test_scores_are_normalised_by_task(results: Results) -> None:
     expected = [[[0.2 + 0.01 * seed, 0.4 + 0.01 * seed]] * 2 for seed in (3, 4, 5)]
     np.testing.assert_allclose(results.matrix("ppo"), expected, atol=1e-9)
 
 
 def test_interquartile_mean_is_scipys_trimmed_mean_with_an_interval_around_it() -> None:
     scores = np.random.default_rng(0).normal(size=(5, 4, 3))
-    points, intervals = report.iqm_curve(scores)
+    points, intervals = iqm_curve(scores)
     np.testing.assert_allclose(points, [trim_mean(scores[..., step].flatten(), 0.25) for step in range(3)])
     assert np.all(intervals[0] < points) and np.all(points < intervals[1])
-    again = report.iqm_curve(scores)[1]
+    again = iqm_curve(scores)[1]
     np.testing.assert_array_equal(intervals, again)
 
 
@@ -51,13 +53,13 @@ def test_statistics_are_rliables() -> None:
     rng = np.random.default_rng(0)
     scores, baseline = rng.normal(size=(5, 4)), rng.normal(size=(3, 4)).round(1)
     scores[0] = baseline[0]
-    points, _ = report.iqm_curve(scores[..., None])
+    points, _ = iqm_curve(scores[..., None])
     assert points[0] == pytest.approx(aggregate_iqm(scores))
-    assert report.improvement(scores, baseline).point == pytest.approx(probability_of_improvement(scores, baseline))
+    assert improvement(scores, baseline).point == pytest.approx(probability_of_improvement(scores, baseline))
 
 
-def test_tables_say_who_is_better_and_when_the_baseline_is_reached(results: report.Results) -> None:
-    curves = {variant: report.iqm_curve(results.matrix(variant)) for variant in results.variants}
+def test_tables_say_who_is_better_and_when_the_baseline_is_reached(results: Results) -> None:
+    curves = {variant: iqm_curve(results.matrix(variant)) for variant in results.variants}
     table = report.aggregate_table(results, curves).set_index("variant")
     assert str(table.loc["agdppo_eag", "P(better than ppo)"]) == "1.00 [1.00, 1.00]"
     # PPO ends at 0.44, the other begins at 0.54
@@ -70,7 +72,7 @@ def test_tables_say_who_is_better_and_when_the_baseline_is_reached(results: repo
     assert tasks.loc["ppo", "mean of the last 5 evaluations"] == f"{17 + 0.34 * 2583:.5g}"
 
 
-def test_baseline_reaches_its_own_last_mean_however_means_are_rounded(results: report.Results) -> None:
+def test_baseline_reaches_its_own_last_mean_however_means_are_rounded(results: Results) -> None:
     table = results.evaluations
     table.loc[table.timesteps == 200, "return_mean"] = table.seed.map({3: 0.1, 4: 0.2, 5: 0.3})
     table.loc[table.timesteps == 100, "return_mean"] = -1.0
@@ -78,7 +80,7 @@ def test_baseline_reaches_its_own_last_mean_however_means_are_rounded(results: r
     assert tasks.loc["ppo", "steps to ppo's last mean"] == "200"
 
 
-def test_variants_are_compared_with_each_other(results: report.Results) -> None:
+def test_variants_are_compared_with_each_other(results: Results) -> None:
     table = report.comparison_table(results).set_index("better")
     assert list(table.index) == list(table.columns) == ["ppo", "agdppo_eag"]
     assert str(table.loc["agdppo_eag", "ppo"]) == "1.00 [1.00, 1.00]"
@@ -107,16 +109,16 @@ def test_gains_of_guidance_have_standard_errors_and_a_mean_over_tasks() -> None:
     assert [*report.gain_table(gains[gains.task == "a"]).task] == ["a"]
 
 
-def test_only_seeds_that_are_finished_on_all_tasks_count(results: report.Results, tmp_path: Path) -> None:
+def test_only_seeds_that_are_finished_on_all_tasks_count(results: Results, tmp_path: Path) -> None:
     (tmp_path / "small" / "ppo-Hopper-v5-4.json").unlink()
-    part = report.Results(results.suite, tmp_path / "small")
+    part = Results(results.suite, tmp_path / "small")
     assert part.matrix("ppo").shape == (2, 2, 2)
     # Two seeds are too few for an interval
-    assert str(report.aggregate_table(part, {"ppo": report.iqm_curve(part.matrix("ppo"))})["IQM at 200"][0]) == "0.44"
-    text = report.markdown(part, {"ppo": report.iqm_curve(part.matrix("ppo"))})
+    assert str(report.aggregate_table(part, {"ppo": iqm_curve(part.matrix("ppo"))})["IQM at 200"][0]) == "0.44"
+    text = report.markdown(part, {"ppo": iqm_curve(part.matrix("ppo"))})
     assert "11 of 12 runs" in text and "not finished: 1 of ppo" in text
     (tmp_path / "small" / "ppo-Hopper-v5-5.json").unlink()
-    single = report.Results(results.suite, tmp_path / "small")
+    single = Results(results.suite, tmp_path / "small")
     returns = report.task_table(single, "Hopper-v5").set_index("variant")["return at 200"]
     # Nor is there a spread of one seed
     assert returns["ppo"] == f"{17 + 0.43 * 2583:.5g}"
@@ -130,9 +132,9 @@ def test_legend_fits_under_a_single_panel(suite_file: Path, tmp_path: Path, monk
     monkeypatch.setattr(run, "execute", lambda _: outcome([0.0, 1.0]))
     call(run, monkeypatch, suite_file, "--results", tmp_path)
     figures: list[Any] = []
-    monkeypatch.setattr(report.plt, "close", figures.append)
+    monkeypatch.setattr(suite_figures.plt, "close", figures.append)
     styles = {name: {"label": name} for name in names}
-    report.plot_learning_curves(report.Results(Suite.load(str(suite_file)), tmp_path / "small"), styles, tmp_path / "a.png")
+    suite_figures.plot_learning_curves(Results(Suite.load(str(suite_file)), tmp_path / "small"), styles, tmp_path / "a.png")
     box = figures[0].legends[0].get_window_extent()
     assert box.x0 >= 0 and box.x1 <= figures[0].bbox.x1
 
@@ -145,12 +147,12 @@ def test_report_without_results_says_how_to_make_them(
     assert f"python -m benchmarks.run {suite_file}\n" in capsys.readouterr().err
 
 
-def test_the_report_names_its_command_as_it_was_given(results: report.Results, suite_file: Path) -> None:
+def test_the_report_names_its_command_as_it_was_given(results: Results, suite_file: Path) -> None:
     for given in (str(suite_file), "small"):
-        named = report.Results(replace(results.suite, given=given), suite_file.parent / "small")
+        named = Results(replace(results.suite, given=given), suite_file.parent / "small")
         assert f"`python -m benchmarks.report {given}` from 12 of 12 runs of `python" in report.markdown(named, {})
 
 
 def test_any_number_of_variants_has_styles_of_its_own() -> None:
-    styles = [report.style(number) for number in range(40)]
+    styles = [suite_figures.style(number) for number in range(40)]
     assert len({(style["color"], style["marker"]) for style in styles}) == 40

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_suite import SMALL, call, outcome
 
-from benchmarks import report, run, summary
+from benchmarks import run, statistics, summary
 from benchmarks.suite import Run
 
 SCORES = {"ppo": 0.2, "agdppo": 0.5}
@@ -28,7 +28,7 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return outcome([low + share * SCORES[one.name] * (high - low) for share in (0.5, 1.0)])
 
     monkeypatch.setattr(run, "execute", execute)
-    monkeypatch.setattr(report, "BOOTSTRAP_REPETITIONS", 20)
+    monkeypatch.setattr(statistics, "BOOTSTRAP_REPETITIONS", 20)
     call(run, monkeypatch, tmp_path / "small.yml", "--results", tmp_path)
     steps = {"agdppo": 3000.0, "ppo": 600.0}
     (tmp_path / summary.STEP_TIME).write_text(json.dumps({"milliseconds per step": steps}))
