@@ -22,8 +22,8 @@ from benchmarks.suite import RESULTS
 from sb3_agd import AGDPPO
 from sb3_agd.diagnostics import imagination_report
 from sb3_agd.diagnostics.evaluator import Evaluator
-from sb3_agd.diagnostics.poses import find_pose
-from sb3_agd.diagnostics.video import FRAMES_PER_SECOND, film_segment, obstacle_to_film
+from sb3_agd.diagnostics.poses import find_pose, obstacle_to_draw
+from sb3_agd.diagnostics.video import FRAMES_PER_SECOND, film_segment
 from sb3_agd.imagination import NO_GUIDANCE
 from sb3_agd.zoo.cli import filter_mujoco_warnings
 
@@ -48,7 +48,7 @@ def animate(model: AGDPPO, env_id: str, seed: int, n_segments: int, file: Path) 
     """
     evaluator = Evaluator(model, partial(gym.make, env_id, render_mode="rgb_array"), seed)
     with closing(evaluator.env):
-        pose, obstacle = find_pose(evaluator.env.unwrapped), obstacle_to_film(evaluator.env)
+        pose, obstacle = find_pose(evaluator.env.unwrapped), obstacle_to_draw(evaluator.env)
         if pose is None or obstacle is not None:
             raise RuntimeError(f"No animation of {env_id}: {obstacle}")
         state = evaluator.simulator.reset(seed)

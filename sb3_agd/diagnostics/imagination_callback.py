@@ -15,8 +15,9 @@ from sb3_agd.agdppo import AGDPPO
 from sb3_agd.diagnostics.evaluator import Evaluator
 from sb3_agd.diagnostics.evaluator_callback import EvaluatorCallback
 from sb3_agd.diagnostics.figures import plot_dimensions, plot_errors
+from sb3_agd.diagnostics.poses import obstacle_to_draw
 from sb3_agd.diagnostics.report import UNGUIDED, errors_per_step
-from sb3_agd.diagnostics.video import animation, film, obstacle_to_film
+from sb3_agd.diagnostics.video import animation, film
 from sb3_agd.experience.vec_envs import innermost
 from sb3_agd.imagination import NO_GUIDANCE
 from sb3_agd.world_model.validation import check_integer
@@ -69,7 +70,7 @@ class ImaginationCallback(EvaluatorCallback):
             evaluator = Evaluator(model, lambda: self.eval_env, model.num_timesteps)
         except ValueError as error:
             raise ValueError(f"`eval_env` of ImaginationCallback: {error}") from error
-        obstacle = obstacle_to_film(self.eval_env) if self.video else None
+        obstacle = obstacle_to_draw(self.eval_env) if self.video else None
         if obstacle is not None:
             raise ValueError(f"`video` of ImaginationCallback: {obstacle}")
         return evaluator

@@ -67,15 +67,17 @@ def prepare_renderer(env: Any) -> str | None:
     return None
 
 
-def obstacle_to_draw(env: gym.Env, observation_space: gym.Space) -> str | None:
+def obstacle_to_draw(env: gym.Env, observation_space: gym.Space | None = None) -> str | None:
     """
     Prepare an environment to be drawn in the states that observations show.
 
     :param env: Environment with its wrappers, which is reset
-    :param observation_space: Space of the observations
+    :param observation_space: Space of the observations, ``None`` for that of the environment
     :return: Why it cannot be drawn, ``None`` if it can
     """
     inner: Any = env.unwrapped
+    if observation_space is None:
+        observation_space = env.observation_space
     is_known = find_pose(inner) is not None and observation_space == env.observation_space == inner.observation_space
     # Wrappers may change observations and not their space
     if not is_known or not np.array_equal(env.reset(seed=0)[0], inner.reset(seed=0)[0]):

@@ -5,7 +5,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from PIL import Image, ImageDraw
@@ -36,21 +35,11 @@ def labelled(frame: np.ndarray, text: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def obstacle_to_film(env: gym.Env) -> str | None:
-    """
-    Prepare an environment to be filmed.
-
-    :param env: The environment, which is reset
-    :return: Why it cannot be filmed, ``None`` if it can
-    """
-    return obstacle_to_draw(env, env.observation_space)
-
-
 def film(evaluator: Evaluator, guidance: Guidance, n_segments: int) -> list[np.ndarray]:
     """
     Film segment after segment. Each is imagined from the real state at the end of the one before.
 
-    :param evaluator: Model and environment, which :func:`obstacle_to_film` has prepared
+    :param evaluator: Model and environment, which :func:`sb3_agd.diagnostics.poses.obstacle_to_draw` has prepared
     :param guidance: The guidance, its scale taken as it is
     :param n_segments: Number of segments
     :return: Images, real motion left and imagined motion right
@@ -73,7 +62,7 @@ def save_film(evaluator: Evaluator, guidance: Guidance, n_segments: int, file: P
     """
     if find_spec("moviepy") is None:
         return 'moviepy is not installed: pip install "sb3_agd[zoo]"'
-    obstacle = obstacle_to_film(evaluator.env)
+    obstacle = obstacle_to_draw(evaluator.env)
     if obstacle is None:
         # Not at the top: it takes a moment to import
         from moviepy import ImageSequenceClip

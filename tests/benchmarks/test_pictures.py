@@ -30,7 +30,7 @@ def test_an_agent_is_trained_measured_and_animated(tmp_path: Path, monkeypatch: 
         return np.full((40, 40, 3), 40 * (next(moments) % 6), dtype=np.uint8)
 
     monkeypatch.setattr(HopperEnv, "render", render)
-    monkeypatch.setattr(pictures, "obstacle_to_film", lambda _: None)
+    monkeypatch.setattr(pictures, "obstacle_to_draw", lambda _: None)
     monkeypatch.setattr(pictures, "STEPS_BEFORE", 2)
     monkeypatch.setattr(pictures, "imagination_report", partial(pictures.imagination_report, n_starts=2))
     monkeypatch.setattr(compare, "load_settings", short_settings)

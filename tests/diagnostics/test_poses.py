@@ -33,7 +33,7 @@ def test_the_pose_follows_from_the_observation(env_id: str) -> None:
 def test_what_a_wrapper_has_changed_is_no_pose(wrap: Callable[[gym.Env], gym.Env]) -> None:
     env = gym.make("Hopper-v5")
     # Without a renderer, so that is all that is in the way
-    assert "render_mode" in str(obstacle_to_draw(env, env.observation_space))
+    assert "render_mode" in str(obstacle_to_draw(env))
     wrapped = wrap(env)
-    obstacle = obstacle_to_draw(wrapped, wrapped.observation_space)
+    obstacle = obstacle_to_draw(wrapped)
     assert obstacle == "the pose of HopperEnv cannot be computed from the observations"
