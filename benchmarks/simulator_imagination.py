@@ -185,7 +185,6 @@ class SimulatorImagination(Imagination):
         spaces, discounts = (model.observation_space, model.action_space), (model.gae_lambda, model.gamma)
         buffer = RolloutBuffer(length, *spaces, model.device, *discounts, n_envs=self.n_streams)
         rewards = np.zeros((length, self.n_streams), dtype=np.float32)
-        cut_off = np.zeros((length, self.n_streams), dtype=bool)
         for step in range(length):
             vectors = th.as_tensor(self._vectors, device=model.device)
             actions = policy(vectors[:, None], slice(step, step + 1))[:, 0].cpu().numpy()
@@ -196,14 +195,13 @@ class SimulatorImagination(Imagination):
             rewards[step] = agent.rewards(th.from_numpy(raw_rewards)).numpy()
             given = rewards[step].copy()
             for row in np.flatnonzero(dones):
-                cut_off[step, row] = infos[row]["TimeLimit.truncated"]
-                if cut_off[step, row]:
+                if infos[row]["TimeLimit.truncated"]:
                     last = self.observation_codec.encode(infos[row]["terminal_observation"][None])
                     given[row] += model.gamma * agent.values(th.as_tensor(last, device=model.device)).item()
             buffer.add(observations.cpu().numpy(), taken.cpu().numpy(), given, self._are_new, values, log_probs)
             self._vectors, self._are_new = self.observation_codec.encode(np.asarray(following)), dones
         last_values = agent.values(th.as_tensor(self._vectors, device=model.device))
-        bound_values(buffer, rewards, cut_off, last_values, self._are_new, self.state.value_range, model.gamma)
+        bound_values(buffer, rewards, last_values, self._are_new, self.state.value_range, model.gamma)
         with untouched_global_streams():
             rows = next(buffer.get())
         return RolloutBufferSamples(*(part[:n_rows] for part in rows)), 0.0

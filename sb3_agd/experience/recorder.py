@@ -40,10 +40,9 @@ class TransitionRecorder:
         self.current_observations = np.empty(0)
         # Position of the replay buffer at the start of the newest rollout
         self.rollout_start = replay_buffer.position.copy()
-        # For each step of the newest rollout: rewards in the critic's units, and whether a time limit ended the episodes
+        # Rewards of each step of the newest rollout, in the critic's units
         self.rewards: list[np.ndarray] = []
-        self.cut_off: list[np.ndarray] = []
-        # Last observations of these episodes as the policy sees them, each with its step and environment
+        # Last observations of episodes that a time limit ended, as the policy sees them, each with its step and environment
         self.cut_off_observations: list[tuple[tuple[int, int], Any]] = []
         # SB3's observations before and after the last recorded step, each with a copy: some wrappers write into them
         self._seen_observations: list[tuple[Any, Any]] = []
@@ -119,7 +118,7 @@ class TransitionRecorder:
         self._expected_observations = self.model._last_obs
         self.keep_statistics()
         self.rollout_start = self.replay_buffer.position.copy()
-        self.rewards, self.cut_off, self.cut_off_observations = [], [], []
+        self.rewards, self.cut_off_observations = [], []
 
     def record(self, local_variables: dict[str, Any]) -> None:
         """
@@ -161,7 +160,6 @@ class TransitionRecorder:
         self.current_observations = following
         self._remember(local_variables["new_obs"])
         self.rewards.append(local_variables["rewards"].astype(np.float32))
-        self.cut_off.append(dones & ~terminations)
 
     def _remember(self, new_observations: Any) -> None:
         """

@@ -234,8 +234,8 @@ class Imagination:
         :param last_values: Values of the states after the last step
         :param dones: Whether the last step ended an episode
         """
-        rewards, cut_off = np.stack(self.recorder.rewards), np.stack(self.recorder.cut_off)
-        bound_values(buffer, rewards, cut_off, last_values, dones, self.state.value_range, self.model.gamma)
+        rewards = np.stack(self.recorder.rewards)
+        bound_values(buffer, rewards, last_values, dones, self.state.value_range, self.model.gamma)
 
     def test(self) -> dict[str, th.Tensor]:
         """Test the world model on the newest transitions. See :func:`held_out_errors`."""

@@ -32,7 +32,6 @@ def attainable_range(low_reward: float, high_reward: float, gamma: float) -> tup
 def bound_values(
     buffer: RolloutBuffer,
     rewards: np.ndarray,
-    cut_off: np.ndarray,
     last_values: th.Tensor,
     dones: np.ndarray,
     value_range: tuple[float, float],
@@ -45,7 +44,6 @@ def bound_values(
 
     :param buffer: The algorithm's rollout buffer, not yet flattened
     :param rewards: Rewards of the rollout in the critic's units, shape (n_steps, n_envs)
-    :param cut_off: Whether a time limit cut off the episode, shape (n_steps, n_envs)
     :param last_values: Values of the states after the last step
     :param dones: Whether the last step ended an episode
     :param value_range: Lowest and highest attainable value
@@ -54,8 +52,9 @@ def bound_values(
     low, high = value_range
     # SB3 has added the discounted value of the last state to the reward of each episode that a time limit cut off
     added = buffer.rewards - rewards
-    bounded = np.clip(added, gamma * low, gamma * high)
-    np.copyto(buffer.rewards, rewards + bounded, where=cut_off & (bounded != added))
+    if gamma > 0:
+        bounded = np.clip(added, gamma * low, gamma * high)
+        np.copyto(buffer.rewards, rewards + bounded, where=bounded != added)
     values = buffer.values
     buffer.values = np.clip(values, low, high)
     buffer.compute_returns_and_advantage(last_values.clamp(low, high), dones)

@@ -124,9 +124,12 @@ def test_a_guide_may_do_without_the_trust_in_the_critic(monkeypatch: pytest.Monk
         assert effective.scale == (0.5 if critic_trust else 2.0)
 
 
-def test_the_bound_on_values_can_be_switched_off() -> None:
+@pytest.mark.parametrize("gamma", [0.0, 0.9])
+def test_the_bound_on_values_can_be_switched_off(gamma: float) -> None:
     for bound_values in (True, False):
-        model = AGDPPO("MlpPolicy", ToyEnv(), rollout_buffer_kwargs={"bound_values": bound_values}, **SMALL).learn(64)
+        settings = SMALL | {"gamma": gamma, "rollout_buffer_kwargs": {"bound_values": bound_values}}
+        model = AGDPPO("MlpPolicy", ToyEnv(), **settings).learn(64)
+        assert np.isfinite(model.rollout_buffer.returns).all()
         assert (model.imagination.state.value_range == UNKNOWN_RANGE) == (not bound_values)
     with pytest.raises(ValueError, match="`bound_values` in `rollout_buffer_kwargs` must be True or False, not 'no'"):
         AGDPPO("MlpPolicy", ToyEnv(), rollout_buffer_kwargs={"bound_values": "no"}, **SMALL)
