@@ -27,7 +27,7 @@ settings = {"n_steps": 256, "batch_size": 256, "gamma": 0.99, "ent_coef": 0.01}
 for algorithm in (PPO, AGDPPO):
     env = VecNormalize(make_vec_env("Hopper-v5", seed=arguments.seed), gamma=settings["gamma"])
     model = algorithm("MlpPolicy", env, seed=arguments.seed, device="cpu", **settings)
-    model.learn(arguments.timesteps, progress_bar=True)
+    model.learn(arguments.timesteps)
     env.training, env.norm_reward = False, False
     mean, std = evaluate_policy(model, env, n_eval_episodes=10)
     print(f"{algorithm.__name__} after {model.num_timesteps:,} steps: {mean:.0f} ± {std:.0f}")

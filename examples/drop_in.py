@@ -23,7 +23,7 @@ th.set_num_threads(1)
 settings = {"n_steps": 256, "batch_size": 256, "gamma": 0.99, "ent_coef": 0.01}
 env = VecNormalize(make_vec_env("Hopper-v5", seed=0), gamma=settings["gamma"])
 model = AGDPPO("MlpPolicy", env, seed=0, device="cpu", verbose=1, **settings)
-model.learn(arguments.timesteps, progress_bar=True)
+model.learn(arguments.timesteps)
 
 # The statistics of VecNormalize have a file of their own, as with PPO. So have the transitions of the world model,
 # which are only needed to go on with training

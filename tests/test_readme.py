@@ -142,10 +142,11 @@ def test_its_failures_follow_from_the_runs() -> None:
     for task in ("Swimmer-v5", "Ant-v5"):
         ours, ppo = (last_returns(variant, task, "mujoco-unseen") for variant in ("agdppo", "ppo"))
         assert len(ours) == 3 and ours.max() < ppo.min()
-        means.append(f"at {ours.mean():.0f} against {ppo.mean():.0f} on {task}")
-    assert f"in the mean {means[0]} and {means[1]}." in PROSE
+        means += [ours.mean(), ppo.mean()]
+    texts = "in the mean, {:.0f} against PPO's {:.0f} on Swimmer-v5, {:.0f} against {:.0f} on Ant-v5."
+    assert texts.format(*means) in PROSE
     ours, ppo = (last_returns(variant, "Ant-v5", "ant-low-noise").mean() for variant in ("agdppo", "ppo"))
-    assert f"it is {ours:.0f} against {ppo:.0f} there." in PROSE
+    assert f"less noise at the start since then: {ours:.0f} against {ppo:.0f}." in PROSE
     guided, none = (last_scores(variant, SUITE, 3).mean() for variant in ("agdppo", "agdppo_none"))
     assert f'`guidance="none"` had a mean score of {none:.2f}, the default {guided:.2f} (three seeds each)' in PROSE
     spreads = []

@@ -65,7 +65,7 @@ class ImaginedVecEnv(VecEnv):
 
     Each step is imagined from the observation as it is returned, and terminations are drawn from the model.
     ``infos[i]["off_range"]`` is the distance of the observation from the range of the real ones, in widths of this range, for
-    the number that is furthest off: 0 within the range, infinite where a number that never changed is another one. The world
+    the number that is furthest off: 0 within the range, infinite where a number that never changed has changed. The world
     model keeps its predictions within a tenth of the width; beyond, nothing was learned.
 
     :param model: A trained :class:`AGDPPO`, or a :class:`GuidanceCallback` after training

@@ -173,8 +173,8 @@ class Settings:
         segments that the newest policy imagines in a world model that is trained further. After rollouts of less than half as
         many, imagination takes place once per so many real transitions
     :param policy_data: What the policy learns from: ``"mixed"``, real and imagined transitions, or ``"imagined"`` ones only,
-        as in the paper. Until there are any, and while imagination pauses, AGDPPO leaves the policy as it is then. Other
-        algorithms with :class:`GuidanceCallback` cannot skip an update: they learn from the real transitions meanwhile
+        as in the paper. While there are none, before imagination begins and while it pauses, AGDPPO does not update the
+        policy. Other algorithms with :class:`GuidanceCallback` cannot skip an update: they learn from the real transitions
     :param action_sampler: How the actions of imagined segments are drawn: ``None`` for exact samples of the policy, or an
         instance of :class:`sb3_agd.imagination.ActionSampler`, such as :class:`sb3_agd.replication.PolicyScoreActions`
     :param start_states: Real states that imagination starts from: ``"recent"``, among the newest 20,000 transitions, or
