@@ -25,9 +25,11 @@ class ImaginedRows(BaseCallback):
     def __init__(self) -> None:
         super().__init__()
         self.counts: list[float] = []
+        self._total = 0.0
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_end(self) -> None:
-        self.counts.append(self.logger.name_to_value["agd/n_imagined"])
+        before, self._total = self._total, self.logger.name_to_value["agd/n_imagined_total"]
+        self.counts.append(self._total - before)

@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import ProgressBarCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_agd.agdppo.estimates import renew_estimates
+from sb3_agd.agdppo.estimates import bound_estimates, renew_estimates, take_over_rewards
 from sb3_agd.agdppo.rollout_buffer import AugmentedRolloutBuffer
 from sb3_agd.agdppo.saved_callback import SavedCallback
 from sb3_agd.agdppo.training_log import TrainingLog, shown_progress
@@ -144,7 +144,7 @@ class GuidanceCallback(SavedCallback):
             self._log.warn_once(
                 "short rollouts",
                 f"Rollouts have {self._n_real} transitions, and imagination takes place once per `real_steps_per_update`, "
-                f"{self.settings.real_steps_per_update}: most policy updates have real transitions only. To change that, "
+                f"{self.settings.real_steps_per_update}: most of the time, {self._without_imagination}. To change that, "
                 "choose a higher `n_steps` or a lower `real_steps_per_update`",
             )
 
@@ -195,7 +195,8 @@ class GuidanceCallback(SavedCallback):
             if self._n_imagined > 0 and self.world_model.is_trained:
                 self._test(imagination)
             if self._make_usable(imagination):
-                imagination.bound_values(self._buffer, self.locals["values"], self.locals["dones"])
+                take_over_rewards(imagination, self._buffer)
+                bound_estimates(imagination, self._buffer, self.locals["values"], self.locals["dones"])
                 self._augment(imagination, 0)
         self._record({"critic_explained_variance": imagination.state.critic_explained_variance})
         self._log.write(self.logger, self._buffer, not self._is_reliable(imagination))
@@ -214,6 +215,13 @@ class GuidanceCallback(SavedCallback):
     def has_policy_data(self) -> bool:
         """Whether the rollout buffer holds what the policy is to learn from."""
         return self.settings.policy_data == "mixed" or self._buffer.n_imagined > 0
+
+    @property
+    def _without_imagination(self) -> str:
+        """What happens in an update without imagined transitions."""
+        if self._has_rounds and self.settings.policy_data == "imagined":
+            return 'the policy is not updated (`policy_data="imagined"`)'
+        return "the policy learns from real transitions alone"
 
     @property
     def n_rounds(self) -> int:
@@ -351,9 +359,9 @@ class GuidanceCallback(SavedCallback):
         self._log.warn_once(
             "correlation",
             f"Imagination pauses: in the last {N_CORRELATIONS} rollouts, the correlation of advantages along imagined and "
-            f"real segments was {np.mean(correlations):.2f}, below `min_advantage_correlation`. Until it is higher, the "
-            "policy learns from real transitions alone, as with PPO. A shorter `horizon` or more "
-            "`world_model_gradient_steps` may help; `synthetic_ratio=0` saves the time for the world model.",
+            f"real segments was {np.mean(correlations):.2f}, below `min_advantage_correlation`. Until it is higher, "
+            f"{self._without_imagination}. A shorter `horizon` or more `world_model_gradient_steps` may help; "
+            "`synthetic_ratio=0` saves the time for the world model.",
         )
         return False
 

@@ -22,10 +22,10 @@ class TrainingLog:
     def start(self) -> None:
         """Reset times and counts at the start of training."""
         self._seconds = {"fit": 0.0, "imagine": 0.0}
-        self._iteration_start = time.perf_counter()
-        # Imagined transitions since the newest log, and since the call of `learn`
-        self._n_imagined = 0
+        # Imagined transitions since the call of `learn`
         self.n_imagined_total = 0
+        # All of these and the time, when they were last written, and when SB3 last showed them
+        self._written = self._shown = self._totals()
 
     def warn_once(self, kind: str, message: str) -> None:
         """
@@ -51,8 +51,10 @@ class TrainingLog:
         """
         :param n_imagined: Number of transitions that were imagined
         """
-        self._n_imagined += n_imagined
         self.n_imagined_total += n_imagined
+
+    def _totals(self) -> dict[str, float]:
+        return {**self._seconds, "n_imagined": self.n_imagined_total, "time": time.perf_counter()}
 
     def write(self, logger: Logger, buffer: AugmentedRolloutBuffer, is_paused: bool) -> None:
         """
@@ -60,23 +62,23 @@ class TrainingLog:
         :param buffer: The algorithm's rollout buffer
         :param is_paused: Whether imagination pauses
         """
-        now = time.perf_counter()
-        duration = now - self._iteration_start
-        self._iteration_start = now
+        if "agd/n_imagined" not in logger.name_to_value:
+            # With `log_interval`, not after each rollout
+            self._shown = self._written
+        self._written = self._totals()
+        since = {name: total - self._shown[name] for name, total in self._written.items()}
         figures = {
             # Later rounds come after SB3 has written its log, and are part of the next one
-            "n_imagined": self._n_imagined,
+            "n_imagined": since["n_imagined"],
             "n_imagined_total": self.n_imagined_total,
             "paused": int(is_paused),
             "real_advantage_mean": float(buffer.advantages.mean()),
         }
         if buffer.imagined is not None and buffer.n_imagined > 0:
             figures["imagined_advantage_mean"] = buffer.imagined.advantages.mean().item()
-        figures |= {f"{name}_time_share": seconds / duration for name, seconds in self._seconds.items()}
+        figures |= {f"{name}_time_share": since[name] / since["time"] for name in self._seconds}
         for name, figure in figures.items():
             logger.record(f"agd/{name}", figure)
-        self._n_imagined = 0
-        self._seconds = dict.fromkeys(self._seconds, 0.0)
 
 
 @contextmanager

@@ -47,7 +47,10 @@ def missed_randomness(
         there are too few neighbours to say
     """
     nothing = th.zeros((), device=world_model.device)
-    candidates = replay_buffer.recent_transitions(N_CANDIDATES)
+    # Two of each environment at least: all of their episodes may just have ended
+    candidates = replay_buffer.recent_transitions(max(N_CANDIDATES, 2 * replay_buffer.n_envs))
+    if len(candidates[0]) == 0:
+        return nothing
     pool = replay_buffer.segments(*candidates, 1).to(world_model.device)
     distances = th.cdist(_inputs(world_model, real), _inputs(world_model, pool)).square()
     limit = MAX_DISTANCE * distances.mean()

@@ -1,11 +1,13 @@
 """From the steps of an SB3 on-policy algorithm to transitions in the replay buffer, in raw units."""
 
+import math
 import warnings
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_agd.experience.replay_buffer import ReplayBuffer
 from sb3_agd.experience.space_codecs import SpaceCodec
@@ -42,6 +44,8 @@ class TransitionRecorder:
         self.rollout_start = replay_buffer.position.copy()
         # Rewards of each step of the newest rollout, in the critic's units
         self.rewards: list[np.ndarray] = []
+        # Lowest and highest reward of the newest rollout, in raw units
+        self.reward_range = (math.inf, -math.inf)
         # Last observations of episodes that a time limit ended, as the policy sees them, each with its step and environment
         self.cut_off_observations: list[tuple[tuple[int, int], Any]] = []
         # SB3's observations before and after the last recorded step, each with a copy: some wrappers write into them
@@ -90,6 +94,16 @@ class TransitionRecorder:
         held.append(getattr(normalize, "old_obs", {}))
         return [np.array(part) for each in held for part in (each.values() if isinstance(each, dict) else [each])]
 
+    def _was_reset(self, dones: np.ndarray) -> bool:
+        """
+        :param dones: Whether the newest step ended the episode of each environment
+        :return: Whether other code has reset an environment since the last recorded step, as far as ``DummyVecEnv`` shows it
+        """
+        if not isinstance(innermost(self.model.env), DummyVecEnv) or len(self._seen_resets) != len(dones):
+            return False
+        pairs = zip(self._resets(), self._seen_resets, dones, strict=True)
+        return any(now is not before and not done for now, before, done in pairs)
+
     def _resets(self) -> list[dict]:
         """The ``info`` of each environment's last reset, if it is kept."""
         return list(getattr(innermost(self.model.env), "reset_infos", []))
@@ -116,9 +130,11 @@ class TransitionRecorder:
             observations = self.model._last_obs if env is None else env.get_original_obs()
             self.current_observations = self._checked(self.observation_codec.encode(observations), "observation")
         self._expected_observations = self.model._last_obs
+        self._seen_resets = self._resets()
         self.keep_statistics()
         self.rollout_start = self.replay_buffer.position.copy()
         self.rewards, self.cut_off_observations = [], []
+        self.reward_range = (math.inf, -math.inf)
 
     def record(self, local_variables: dict[str, Any]) -> None:
         """
@@ -152,7 +168,9 @@ class TransitionRecorder:
             self._report_unknown_state(int(np.argmin(is_known)), has_others=bool(is_known.any()))
         rewards = self._checked(np.array(rewards, dtype=np.float32), "reward")
         reached = self._checked(reached, "observation")
-        if not is_same(self.model._last_obs, self._expected_observations):
+        low, high = self.reward_range
+        self.reward_range = (min(low, rewards.min().item()), max(high, rewards.max().item()))
+        if not is_same(self.model._last_obs, self._expected_observations) or self._was_reset(dones):
             # Other code has moved the environments since the start of the rollout
             self.close_episodes()
         if len(self.current_observations) > 0:

@@ -26,7 +26,7 @@ from sb3_agd.imagination.policy_adapter import FixedNoisePolicy, PolicyAdapter, 
 from sb3_agd.imagination.rollout_rows import rollout_rows
 from sb3_agd.imagination.settings import NO_GUIDANCE, Guidance, Settings
 from sb3_agd.imagination.start_states import real_states, states_along
-from sb3_agd.imagination.value_bounds import UNKNOWN_RANGE, attainable_range, bound_values
+from sb3_agd.imagination.value_bounds import UNKNOWN_RANGE, attainable_range
 from sb3_agd.world_model import DiffusionWorldModel, Segments
 from sb3_agd.world_model.validation import check_integer
 
@@ -217,25 +217,18 @@ class Imagination:
 
     def _value_range(self) -> tuple[float, float]:
         """
-        :return: Lowest and highest attainable value in the critic's units, by the lowest and the highest real reward so far
+        :return: Lowest and highest attainable value in the critic's units, by the lowest and the highest real reward so far,
+            also of transitions that were not stored
         """
         # SB3's own rollout buffers have no such switch
         if not getattr(self.model.rollout_buffer, "bound_values", True):
             return UNKNOWN_RANGE
         normalizer = self.world_model.reward_normalizer
+        low, high = self.recorder.reward_range
+        normalizer.low.clamp_(max=low)
+        normalizer.high.clamp_(min=high)
         low, high = self.agent.rewards(th.cat([normalizer.low, normalizer.high])).tolist()
         return attainable_range(low, high, self._gamma)
-
-    def bound_values(self, buffer: RolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
-        """
-        See :func:`sb3_agd.imagination.value_bounds.bound_values`.
-
-        :param buffer: The algorithm's rollout buffer, not yet flattened
-        :param last_values: Values of the states after the last step
-        :param dones: Whether the last step ended an episode
-        """
-        rewards = np.stack(self.recorder.rewards)
-        bound_values(buffer, rewards, last_values, dones, self.state.value_range, self.model.gamma)
 
     def test(self) -> dict[str, th.Tensor]:
         """Test the world model on the newest transitions. See :func:`held_out_errors`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -23,6 +22,14 @@ from sb3_agd.world_model.validation import check_arguments, check_choice, check_
 Check = Callable[[str, Any], object]
 GUIDANCE_MODES = ("select", "gradient")
 POLICY_DATA = ("mixed", "imagined")
+
+
+def copied_dictionaries(value: Any) -> Any:
+    """
+    :param value: Any value
+    :return: The same with copies of all dictionaries. What they hold stays the same: copies of objects may be unequal
+    """
+    return {name: copied_dictionaries(part) for name, part in value.items()} if isinstance(value, dict) else value
 
 
 def make_guide(guidance: str | Guide) -> Guide | None:
@@ -214,7 +221,7 @@ class Settings:
                 '`policy_data="imagined"` needs a `synthetic_ratio` above 0: there would be nothing to learn from'
             )
         # A change of the user's dictionary shows later
-        object.__setattr__(self, "world_model_kwargs", copy.deepcopy(self.world_model_kwargs))
+        object.__setattr__(self, "world_model_kwargs", copied_dictionaries(self.world_model_kwargs))
         own = vars(self).keys() | {"self", "observation_dim", "action_dim", "learning_rate", "seed"}
         further = set(signature(DiffusionWorldModel.__init__).parameters) - own
         unknown = set(self.world_model_kwargs or {}) - further

@@ -22,7 +22,8 @@ def real_states(buffer: ReplayBuffer, n_states: int, rng: np.random.Generator, w
     """
     if which == "all":
         return buffer.observations[buffer.sample_transitions(n_states, rng)]
-    env_indices, indices = buffer.recent_transitions(RECENT_ROWS)
+    # Two of each environment at least: all of their episodes may just have ended
+    env_indices, indices = buffer.recent_transitions(max(RECENT_ROWS, 2 * buffer.n_envs))
     chosen = rng.integers(len(indices), size=n_states)
     return buffer.observations[env_indices[chosen], indices[chosen]]
 

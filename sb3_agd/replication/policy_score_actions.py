@@ -65,6 +65,11 @@ class PolicyScoreActions(ActionSampler):
                 "`action_sampler` PolicyScoreActions needs a network that sees whole segments: "
                 '`world_model_kwargs={"network": "mlp"}`'
             )
+        if world_model_arguments["n_denoising_steps"] < 2:
+            raise ValueError(
+                "`action_sampler` PolicyScoreActions needs `n_denoising_steps` of at least 2: the first step leaves actions "
+                "as they are, noise"
+            )
 
     def policy(
         self, agent: PolicyAdapter, n_segments: int, horizon: int, generator: th.Generator, world_model: DiffusionWorldModel
@@ -84,10 +89,8 @@ def standardised_deviation(agent: PolicyAdapter, rows: RolloutBufferSamples) -> 
     :param rows: Observations and actions with their log-probabilities
     :return: Root mean square of the actions' deviations from the policy's mean, in the policy's standard deviations
     """
-    # A log-probability is, up to constants, minus half of the sum of the squares
-    log_std = agent.model.policy.log_std.detach()
-    constant = log_std.sum() + 0.5 * len(log_std) * math.log(2 * math.pi)
-    return math.sqrt(max(-2 * (rows.old_log_prob.mean() + constant).item() / len(log_std), 0.0))
+    mean, std = action_parameters(agent.model.policy, rows.observations)
+    return ((rows.actions - mean) / std).square().mean().sqrt().item()
 
 
 class ScoreStepPolicy(FixedNoisePolicy):

@@ -108,12 +108,12 @@ class TerminationClassifier(nn.Module):
         return terminal[:, None] & (halves[:, None] == th.arange(N_HALVES, device=halves.device))
 
 
-def half_of(next_observations: th.Tensor) -> th.Tensor:
+def half_of(transitions: th.Tensor) -> th.Tensor:
     """
-    :param next_observations: In single precision, shape (N, observation_dim)
+    :param transitions: In single precision, all numbers of each transition, shape (N, dim)
     :return: 0 or 1 by a hash of the numbers, so that a transition and its copies always belong to the same half, shape (N,)
     """
-    bits = next_observations.float().contiguous().view(th.int32).long()
+    bits = transitions.float().contiguous().view(th.int32).long()
     multipliers = 2654435761 * (2 * th.arange(bits.shape[1], device=bits.device) + 1)
     return (bits * multipliers).sum(1).bitwise_right_shift(29) & 1
 

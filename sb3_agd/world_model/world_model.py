@@ -209,11 +209,12 @@ class DiffusionWorldModel(nn.Module):
         happened = th.cat([segments.terminations[:, 0], terminal.terminations[:, 0]])
         raw = th.cat([segments.observations[:, :2], terminal.observations])
         observations = self.inputs(raw)
-        actions = self.action_normalizer(th.cat([segments.actions[:, 0], terminal.actions[:, 0]]))
+        taken = th.cat([segments.actions[:, 0], terminal.actions[:, 0]])
+        actions = self.action_normalizer(taken)
         classifier = self.networks["termination"]
         assert isinstance(classifier, TerminationClassifier)
         log_odds = classifier(observations[:, 0], actions, observations[:, 1])
-        sample = happened, half_of(raw[:, 1]), len(segments), termination_rate
+        sample = happened, half_of(th.cat([raw.flatten(1), taken], dim=1)), len(segments), termination_rate
         classifier.calibrate(log_odds, *sample)
         return classifier.loss(log_odds, *sample)
 
@@ -234,9 +235,9 @@ class DiffusionWorldModel(nn.Module):
         """
         Imagine one segment from each start state by reverse diffusion.
 
-        The policy is asked anew at every step of the sampler, at the denoised states: by an autoregressive network for each
-        action in turn, otherwise for all actions at the denoised states of the step before. Its noise should be the same at
-        each call. Then the actions returned are exact samples of the policy at the states returned.
+        Without guidance, an autoregressive network samples state by state: the policy is asked for each action at the state
+        sampled before. Otherwise, it is asked anew at every step of the sampler, at the denoised states. Its noise should be
+        the same at each call. Then the actions returned are exact samples of the policy at the states returned.
 
         :param observations: Start states in raw units, shape (B, observation_dim); they are returned unchanged
         :param policy: Actions at imagined states, both in raw units

@@ -59,16 +59,17 @@ def test_what_draws_figures_is_exported_or_names_the_extra_that_it_needs(name: s
 
 def test_a_custom_network_is_used_and_saved(tmp_path: Path) -> None:
     class OneStepDenoiser(nn.Module):
-        def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, depth: int = 2):
+        def __init__(self, observation_dim: int, action_dim: int, horizon: int, width: int, output: nn.Module, depth: int = 2):
             super().__init__()
             self.shape = (horizon, width, depth)
+            self.output = output
             self.layer = nn.Linear(2 * observation_dim + 1 + action_dim, observation_dim + 1)
 
         def forward(self, noisy: th.Tensor, time: th.Tensor, start: th.Tensor, actions: th.Tensor) -> th.Tensor:
             start = start[:, None].expand(-1, noisy.shape[1], -1)
-            return self.layer(th.cat([noisy, start, actions], dim=-1))
+            return self.output(self.layer(th.cat([noisy, start, actions], dim=-1)))
 
-    world_model_kwargs = {"network": OneStepDenoiser, "network_kwargs": {"width": 7}}
+    world_model_kwargs = {"network": OneStepDenoiser, "network_kwargs": {"width": 7, "output": nn.Identity()}}
     model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"world_model_kwargs": world_model_kwargs}).learn(64)
     assert model.rollout_buffer.n_imagined > 0
     model.save(tmp_path / "model")

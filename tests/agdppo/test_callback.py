@@ -185,6 +185,24 @@ def test_logs_its_figures(guidance_mode: str) -> None:
     assert 0 < last["agd/fit_time_share"] + last["agd/imagine_time_share"] < 1
 
 
+def test_figures_are_those_since_the_newest_log() -> None:
+    recorder = KeptLog()
+    model = AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL)
+    model.set_logger(Logger(None, [recorder]))
+    model.learn(6 * 32, log_interval=3)
+    rows = [row for row in recorder.rows if "agd/n_imagined" in row]
+    assert [row["agd/n_imagined"] for row in rows] == [3 * 64, 3 * 64]
+    assert all(0 < row["agd/fit_time_share"] + row["agd/imagine_time_share"] < 1 for row in rows)
+
+
+def test_warnings_say_that_the_policy_is_not_updated_without_imagined_transitions() -> None:
+    settings = SMALL | {"real_steps_per_update": 128, "policy_data": "imagined"}
+    with pytest.warns(UserWarning, match=r"most of the time, the policy is not updated \(`policy_data=\"imagined\"`\)"):
+        AGDPPO("MlpPolicy", "Pendulum-v1", **settings).learn(32)
+    with pytest.warns(UserWarning, match="most of the time, the policy learns from real transitions alone"):
+        AGDPPO("MlpPolicy", "Pendulum-v1", **SMALL | {"real_steps_per_update": 128}).learn(32)
+
+
 def test_figures_of_imagination_are_not_logged_without_it() -> None:
     recorder = KeptLog()
     arguments = SMALL | {"guidance_mode": "gradient", "synthetic_ratio": lambda progress: 1.0 if progress > 0.5 else 0.0}
@@ -204,7 +222,7 @@ def test_short_rollouts_are_imagined_from_once_per_real_steps_per_update() -> No
     callback = GuidanceCallback(**GUIDANCE | {"real_steps_per_update": 20})
     model = A2C("MlpPolicy", ToyEnv(), n_steps=5, rollout_buffer_class=AugmentedRolloutBuffer, device="cpu", seed=0)
     rows = ImaginedRows()
-    with pytest.warns(UserWarning, match="Rollouts have 5 transitions.*most policy updates have real transitions only"):
+    with pytest.warns(UserWarning, match="Rollouts have 5 transitions.*most of the time, the policy learns from real"):
         model.learn(60, [callback, rows])
     assert [count > 0 for count in rows.counts] == [False, False, False, True] * 3
     # Five times as many updates at first

@@ -6,10 +6,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from environments import SMALL
+from environments import SMALL, ToyEnv
 from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_agd import AGDPPO
+from sb3_agd.experience import randomness
+from sb3_agd.imagination import start_states
 
 SETTINGS = SMALL | {"n_steps": 256, "batch_size": 256, "real_steps_per_update": 256, "synthetic_ratio": 0.1}
 DOCUMENTED = {"sampler": "heun", "n_denoising_steps": 16, "world_model_kwargs": {"open_loop_length": 1}}
@@ -60,3 +63,14 @@ def test_deterministic_task_is_not_warned_of_even_if_the_world_model_is_bad(grad
 
 def test_setting_that_suits_random_tasks_is_not_recommended_to_those_who_use_it() -> None:
     assert not randomness_warnings(Swing(noise=0.2), 1024, **DOCUMENTED)
+
+
+def test_more_environments_than_transitions_are_looked_at_may_end_their_episodes_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    n_envs = 4
+    monkeypatch.setattr(randomness, "N_CANDIDATES", n_envs)
+    monkeypatch.setattr(start_states, "RECENT_ROWS", n_envs)
+    env = make_vec_env(lambda: ToyEnv(episode_length=8), n_envs)
+    model = AGDPPO("MlpPolicy", env, **SMALL | {"n_steps": 16}).learn(2 * 16 * n_envs)
+    assert model.rollout_buffer.n_imagined > 0

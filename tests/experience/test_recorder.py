@@ -135,14 +135,21 @@ def test_output_of_a_wrapper_around_vec_normalize_is_stored_as_it_is() -> None:
     assert low < buffer.returns.min() and buffer.returns.max() < high
 
 
-def test_policy_gets_rewards_that_a_callback_has_changed() -> None:
+@pytest.mark.parametrize("n_rounds", [1, 3])
+@pytest.mark.parametrize("terminates", [False, True])
+def test_policy_gets_rewards_that_a_callback_has_changed(n_rounds: int, terminates: bool) -> None:
     class Bonus(BaseCallback):
         def _on_step(self) -> bool:
             self.locals["rewards"] += 0.25
             return True
 
-    model = AGDPPO("MlpPolicy", ToyEnv(episode_length=10, terminates=True), gamma=0.5, **SMALL).learn(64, Bonus())
-    assert np.all(model.rollout_buffer.rewards == 1.25)
+    env, settings = ToyEnv(episode_length=10, terminates=terminates), SMALL | {"n_steps": n_rounds * 32, "gamma": 0.5}
+    model = AGDPPO("MlpPolicy", env, **settings).learn(n_rounds * 64, Bonus())
+    # At a time limit, SB3 adds the value of the last state
+    is_cut_off = np.isin(np.arange(n_rounds * 32), [step for (step, _), _ in model.imagination.recorder.cut_off_observations])
+    assert is_cut_off.any() == (not terminates)
+    np.testing.assert_allclose(model.rollout_buffer.rewards[~is_cut_off], 1.25)
+    np.testing.assert_allclose(np.stack(model.imagination.recorder.rewards), 1.25, atol=1e-5)
 
 
 @pytest.mark.parametrize("last", [5.0, 500.0])
@@ -194,6 +201,23 @@ def test_no_false_transition_is_stored_if_other_code_moves_the_environments(move
     )
     assert len(indices) == (64 if mover == "training that was stopped" else 128)
     assert np.array_equal(steps[1] - steps[0], np.ones(len(indices)))
+
+
+def test_no_false_transition_is_stored_if_a_callback_evaluates_in_the_training_environment() -> None:
+    class Evaluation(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls % 10 == 0:
+                evaluate_policy(self.model, self.training_env, n_eval_episodes=1, warn=False)
+            return True
+
+    def observe(step: int) -> np.ndarray:
+        return np.full(3, step / 100, dtype=np.float32)
+
+    model = AGDPPO("MlpPolicy", ToyEnv(episode_length=7, observe=observe), **SMALL).learn(64, Evaluation())
+    transitions = model.replay_buffer.segments(*model.replay_buffer.recent_transitions(1000), horizon=1)
+    # Each evaluation moves the environment, so that the step after it has no known start
+    assert len(transitions) == 64 - 6
+    assert np.allclose(transitions.observations[:, 1] - transitions.observations[:, 0], 0.01)
 
 
 def test_dones_may_be_numbers() -> None:

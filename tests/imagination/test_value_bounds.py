@@ -1,6 +1,8 @@
 """Advantages, and the bound that real rewards set to values."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from environments import SMALL, ToyEnv
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_agd import AGDPPO
 from sb3_agd.imagination import NO_GUIDANCE
@@ -42,6 +44,32 @@ def test_the_attainable_range_is_that_of_the_extreme_rewards_at_each_step() -> N
     assert attainable_range(1.0, 2.0, gamma=0.9) == pytest.approx((0, 20))
     # Sums without discount are bounded, too
     assert attainable_range(-1.0, 1.0, gamma=1.0) == pytest.approx((-10_000, 10_000))
+
+
+@pytest.mark.parametrize("settings", [{}, {"buffer_size": 10}])
+def test_rewards_of_transitions_that_are_not_stored_count_for_the_bound(settings: dict[str, Any]) -> None:
+    class WithoutLastObservations(VecEnvWrapper):
+        def reset(self) -> Any:
+            return self.venv.reset()
+
+        def step_wait(self) -> Any:
+            observations, rewards, dones, infos = self.venv.step_wait()
+            if len(settings) == 0 and self.n_steps > 8:
+                for info in infos:
+                    info.pop("terminal_observation", None)
+            self.n_steps += 1
+            return observations, rewards, dones, infos
+
+        n_steps = 0
+
+    # Nothing but the end of an episode is rewarded, or nothing but the second step of the training
+    reward = (lambda step: float(step == 2)) if settings else (lambda step: float(step % 8 == 0 and step > 8))
+    env = WithoutLastObservations(DummyVecEnv([lambda: ToyEnv(episode_length=8, terminates=True, reward=reward)]))
+    model = AGDPPO("MlpPolicy", env, gamma=0.9, **SMALL | settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.learn(64)
+    assert model.imagination.state.value_range == pytest.approx((0, 10))
 
 
 def test_values_of_imagined_rows_stay_within_the_attainable_range() -> None:

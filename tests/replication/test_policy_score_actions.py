@@ -9,6 +9,8 @@ import pytest
 import torch as th
 from environments import SMALL, ToyEnv
 from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_agd import AGDPPO
 from sb3_agd.imagination import NO_GUIDANCE, Guidance, SigmoidAdvantageGuide
@@ -76,6 +78,22 @@ def test_tuning_gives_standardised_actions_unit_deviation(sampler: str, n_steps:
     assert np.mean(deviations[-10:]) == pytest.approx(1.0, abs=0.05)
 
 
+def test_tuning_asks_the_policy_for_its_own_standard_deviation() -> None:
+    class WideAtFirst(ActorCriticPolicy):
+        def get_distribution(self, obs: th.Tensor) -> DiagGaussianDistribution:
+            distribution = super().get_distribution(obs)
+            normal = distribution.distribution
+            distribution.distribution = th.distributions.Normal(normal.mean, normal.stddev * (1 + obs[:, :1].abs()))
+            return distribution
+
+    model = AGDPPO(WideAtFirst, "Pendulum-v1", **SMALL | {"n_denoising_steps": 8, "world_model_kwargs": MLP}).learn(64)
+    rows, _ = model.imagination.imagine_rows(NO_GUIDANCE, 512)
+    with th.no_grad():
+        distribution = model.policy.get_distribution(rows.observations).distribution
+    drawn = rows._replace(actions=distribution.sample())
+    assert standardised_deviation(model.imagination.agent, drawn) == pytest.approx(1, abs=0.1)
+
+
 def test_imagination_with_a_seed_repeats_itself_and_tunes_nothing() -> None:
     model = make_model().learn(64)
     starts, step = model.env.reset(), model.action_sampler.step
@@ -117,6 +135,8 @@ def test_a_wrong_argument_is_refused_by_name(arguments: dict[str, Any], name: st
 def test_policies_and_networks_that_it_does_not_suit_are_refused_at_construction() -> None:
     with pytest.raises(ValueError, match=r"`action_sampler` PolicyScoreActions needs a network .* \"mlp\""):
         make_model(world_model_kwargs=None)
+    with pytest.raises(ValueError, match="PolicyScoreActions needs `n_denoising_steps` of at least 2"):
+        make_model(n_denoising_steps=1)
     for changes in ({"use_sde": True}, {"env": ToyEnv(action_space=spaces.Discrete(3))}):
         env = changes.pop("env", "Pendulum-v1")
         settings = SMALL | {"world_model_kwargs": MLP} | changes

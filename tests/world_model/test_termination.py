@@ -31,6 +31,7 @@ from torch import nn
 from sb3_agd.imagination import SigmoidAdvantageGuide
 from sb3_agd.world_model import DiffusionWorldModel, Segments
 from sb3_agd.world_model.segments import mask_after_termination
+from sb3_agd.world_model.termination import half_of
 
 
 @functools.cache
@@ -123,6 +124,14 @@ def test_rare_terminations_of_new_transitions_are_predicted_at_the_real_rate(n_t
     known.termination_rate = len(known.terminal) / len(known.states)
     rate = predicted_falls(known, new, 800).mean().item()
     assert known.termination_rate / factor < rate < factor * known.termination_rate
+
+
+def test_transitions_to_the_same_state_are_divided_between_both_classifiers() -> None:
+    """All episodes may end in one state, such as zeros."""
+    transitions = th.cat([th.randn(1000, 5, generator=th.Generator().manual_seed(0)), th.zeros(1000, 3)], dim=1)
+    halves = half_of(transitions)
+    assert 450 < halves.sum() < 550
+    assert th.equal(half_of(transitions.flip(0)), halves.flip(0))
 
 
 def test_prediction_error_compares_the_rates_of_termination() -> None:
