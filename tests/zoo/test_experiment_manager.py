@@ -18,7 +18,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_agd import AGDPPO
 from sb3_agd.agdppo import ResumableCheckpointCallback
 from sb3_agd.zoo import register
-from sb3_agd.zoo.experiment_manager import HYPERPARAMS, AGDExperimentManager, find_config, passed_through_package
+from sb3_agd.zoo.experiment_manager import AGDExperimentManager, passed_through_package
+from sb3_agd.zoo.settings import HYPERPARAMS, find_config
 
 MUJOCO = ["HalfCheetah", "Hopper", "Walker2d", "Reacher", "Ant", "Swimmer", "InvertedPendulum", "InvertedDoublePendulum"]
 ENVIRONMENTS = [*(f"{name}-v5" for name in MUJOCO), "Pendulum-v1", "CartPole-v1"]

@@ -12,7 +12,8 @@ from sb3_agd import AGDPPO, ExponentialAdvantageGuide, RewardGuide, SigmoidAdvan
 from sb3_agd.imagination import ActionSampler, Guide
 from sb3_agd.replication import PolicyScoreActions
 from sb3_agd.zoo import register
-from sb3_agd.zoo.experiment_manager import HYPERPARAMS, AGDExperimentManager, with_objects
+from sb3_agd.zoo.experiment_manager import AGDExperimentManager
+from sb3_agd.zoo.settings import HYPERPARAMS, with_objects
 
 TASKS = ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Reacher-v5"]
 GUIDES = {"agd_sag": SigmoidAdvantageGuide, "agd_eag": ExponentialAdvantageGuide, "polygrad": None, "diffuser": RewardGuide}

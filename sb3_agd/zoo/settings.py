@@ -1,0 +1,60 @@
+"""Settings files: where they are, and the objects that they name."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rl_zoo3.utils import get_class_by_name
+
+PACKAGE = Path(__file__).parent.parent
+# In the wheel the folder lies inside the package, in a source tree beside it
+HYPERPARAMS = next(folder for folder in (PACKAGE / "hyperparams", PACKAGE.parent / "hyperparams") if folder.is_dir())
+# Arguments of AGDPPO that may be objects
+OBJECTS = {"guidance", "action_sampler"}
+
+
+def split_config(config: str) -> tuple[str, str | None]:
+    """
+    :param config: What the user gave as ``-conf``: a file, or ``FILE.yml:ENTRY`` for one of several sets of settings in it
+    :return: The file and the entry, ``None`` for the whole file
+    """
+    file, separator, entry = config.rpartition(".yml:")
+    return (f"{file}.yml", entry) if separator else (config, None)
+
+
+def with_objects(settings: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param settings: Settings of a file. Those in :data:`OBJECTS` may name a class as the zoo's wrappers do,
+        ``{name: arguments}``
+    :return: The same with instances of these classes
+    :raises ValueError: If such a setting is a dictionary of anything but one class
+    """
+    built = {}
+    for name in OBJECTS & settings.keys():
+        value = settings[name]
+        if isinstance(value, dict):
+            if len(value) != 1:
+                raise ValueError(f"`{name}` must be one class with its arguments, {{name: arguments}}, not {value}")
+            ((class_name, arguments),) = value.items()
+            built[name] = get_class_by_name(class_name)(**(arguments or {}))
+    return settings | built
+
+
+def find_config(config: str | None, algo: str, env_id: str) -> str | None:
+    """
+    :param config: What the user gave as ``-conf``
+    :param algo: Name of the algorithm
+    :param env_id: Name of the environment
+    :return: The user's own choice if there is one, where the bare name of a shipped file is enough; otherwise the
+        shipped file for the algorithm if it covers the environment; ``None`` for the zoo's file
+    """
+    if config is not None:
+        name, entry = split_config(config)
+        shipped = HYPERPARAMS / name
+        file = str(shipped) if not Path(name).exists() and shipped.is_file() else name
+        return file if entry is None else f"{file}:{entry}"
+    own = HYPERPARAMS / f"{algo}.yml"
+    if not own.is_file():
+        return None
+    entries = yaml.safe_load(own.read_text())
+    return str(own) if env_id in entries or "default" in entries else None
