@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 import traceback
+from collections import OrderedDict
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -24,7 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_agd.agdppo import AGDPPO, ResumableCheckpointCallback
 from sb3_agd.checkpoint.save_util import save_vec_normalize
-from sb3_agd.zoo.settings import PACKAGE, find_config, split_config, with_objects
+from sb3_agd.zoo.settings import PACKAGE, find_config, readable, split_config, with_objects
 
 # Arguments of AGDPPO that may be schedules, besides those that the zoo knows
 SCHEDULES = ("guidance_scale", "synthetic_ratio", "world_model_learning_rate")
@@ -128,7 +129,12 @@ class AGDExperimentManager(ExperimentManager):
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         file, entry = split_config(self.config)
         if entry is None:
-            return super().read_hyperparameters()
+            try:
+                return super().read_hyperparameters()
+            except KeyError as error:
+                if self.algo == "agdppo" and self._is_atari:
+                    raise ValueError(f"AGDPPO does not support images: {file} has no settings for Atari") from error
+                raise
         entries = yaml.safe_load(Path(file).read_text())
         if entry not in entries:
             raise ValueError(f"{file} has no entry {entry!r}, only {', '.join(entries)}")
@@ -149,7 +155,15 @@ class AGDExperimentManager(ExperimentManager):
                 print(printed.getvalue().replace(alone.name, given), end="")
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
-        return super()._preprocess_hyperparams(with_objects(hyperparams))
+        processed = super()._preprocess_hyperparams(with_objects(hyperparams))
+        if self._eval_env_kwargs_args is None:
+            # The zoo evaluates without the arguments in settings
+            self.eval_env_kwargs = self.env_kwargs
+        return processed
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        self.args = argparse.Namespace(**readable(vars(self.args)))
+        super()._save_config(OrderedDict(readable(dict(saved_hyperparams))))
 
     @staticmethod
     def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
@@ -244,7 +258,11 @@ class AGDExperimentManager(ExperimentManager):
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         if self.algo != "agdppo" or CHECKPOINT_NAME.fullmatch(Path(self.trained_agent).name) is None:
-            return super()._load_pretrained_agent(hyperparams, env)
+            model = super()._load_pretrained_agent(hyperparams, env)
+            if isinstance(model, AGDPPO):
+                # A checkpoint by another name is trained on like any agent
+                model.run_state = None
+            return model
         model = super()._load_pretrained_agent({**hyperparams, "force_reset": False}, env)
         assert isinstance(model, AGDPPO)
         if model.run_state is None:

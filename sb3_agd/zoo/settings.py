@@ -1,5 +1,6 @@
-"""Settings files: where they are, and the objects that they name."""
+"""Settings files: where they are, the objects that they name, and what is saved of them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent
 HYPERPARAMS = next(folder for folder in (PACKAGE / "hyperparams", PACKAGE.parent / "hyperparams") if folder.is_dir())
 # Arguments of AGDPPO that may be objects
 OBJECTS = {"guidance", "action_sampler"}
+ENTRY_OF_FILE = re.compile(r"(?P<file>.+\.ya?ml):(?P<entry>.*)")
 
 
 def split_config(config: str) -> tuple[str, str | None]:
@@ -18,8 +20,8 @@ def split_config(config: str) -> tuple[str, str | None]:
     :param config: What the user gave as ``-conf``: a file, or ``FILE.yml:ENTRY`` for one of several sets of settings in it
     :return: The file and the entry, ``None`` for the whole file
     """
-    file, separator, entry = config.rpartition(".yml:")
-    return (f"{file}.yml", entry) if separator else (config, None)
+    match = ENTRY_OF_FILE.fullmatch(config)
+    return (config, None) if match is None else (match["file"], match["entry"])
 
 
 def with_objects(settings: dict[str, Any]) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def with_objects(settings: dict[str, Any]) -> dict[str, Any]:
     :param settings: Settings of a file. Those in :data:`OBJECTS` may name a class as the zoo's wrappers do,
         ``{name: arguments}``
     :return: The same with instances of these classes
-    :raises ValueError: If such a setting is a dictionary of anything but one class
+    :raises ValueError: If such a setting is a dictionary of anything but one class, or that cannot be made
     """
     built = {}
     for name in OBJECTS & settings.keys():
@@ -36,8 +38,27 @@ def with_objects(settings: dict[str, Any]) -> dict[str, Any]:
             if len(value) != 1:
                 raise ValueError(f"`{name}` must be one class with its arguments, {{name: arguments}}, not {value}")
             ((class_name, arguments),) = value.items()
-            built[name] = get_class_by_name(class_name)(**(arguments or {}))
+            try:
+                built[name] = get_class_by_name(class_name)(**(arguments or {}))
+            except (ImportError, AttributeError, TypeError, ValueError) as error:
+                raise ValueError(f"`{name}` names {class_name}, which cannot be made: {error}") from error
     return settings | built
+
+
+def readable(value: Any) -> Any:
+    """
+    :param value: Settings, or a part of them
+    :return: The same with text in place of what yaml cannot load back, such as functions without a name
+    """
+    if type(value) is dict:
+        return {key: readable(part) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(readable, value))
+    try:
+        yaml.unsafe_load(yaml.dump(value))
+    except Exception:  # Objects decide themselves how they are copied
+        return repr(value)
+    return value
 
 
 def find_config(config: str | None, algo: str, env_id: str) -> str | None:

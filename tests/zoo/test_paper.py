@@ -106,3 +106,18 @@ def test_settings_may_name_classes_with_their_arguments() -> None:
     assert with_objects({"guidance": "sag"}) == {"guidance": "sag"}
     with pytest.raises(ValueError, match="`guidance` must be one class with its arguments"):
         with_objects({"guidance": {"weight": "sigma4", "last_state": False}})
+
+
+@pytest.mark.parametrize(
+    ("guide", "complaint"),
+    [
+        ({"sb3_agd.RewardGuid": {}}, "'RewardGuid'"),
+        ({"nowhere.RewardGuide": {}}, "No module named 'nowhere'"),
+        ({"RewardGuide": {}}, "Empty module name"),
+        ({"sb3_agd.RewardGuide": {"critic_trus": False}}, "unexpected keyword argument 'critic_trus'"),
+        ({"sb3_agd.RewardGuide": 3}, "must be a mapping"),
+    ],
+)
+def test_a_wrong_class_in_settings_is_answered_with_the_setting(guide: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=f"`guidance` names .*: .*{complaint}"):
+        with_objects({"guidance": guide})
