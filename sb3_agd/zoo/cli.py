@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,6 +105,22 @@ def filter_mujoco_warnings() -> None:
     mujoco.set_mju_user_warning(print_mujoco_warning)
 
 
+def seed_of_run(checkpoint: Path, env_id: str) -> list[str]:
+    """
+    :param checkpoint: File to resume a run from
+    :param env_id: Environment ID
+    :return: Option for the seed that the run began with, nothing if it is unknown
+    """
+    import yaml
+    from huggingface_sb3 import EnvironmentName
+
+    file = checkpoint.parent / EnvironmentName(env_id) / "args.yml"
+    with suppress(OSError, KeyError, yaml.YAMLError):
+        # What is loaded is no more dangerous than the checkpoint, which holds pickles, too
+        return ["--seed", str(yaml.unsafe_load(file.read_text())["seed"])]
+    return []
+
+
 def prepare_script(name: str, arguments: list[str]) -> list[str]:
     """
     Check what RL-Zoo's scripts do not check, and set what they leave open.
@@ -115,18 +132,26 @@ def prepare_script(name: str, arguments: list[str]) -> list[str]:
     import torch as th
     from stable_baselines3.common.utils import get_device
 
+    from sb3_agd.zoo.experiment_manager import CHECKPOINT_NAME
+
     parser = CommandParser(prog=f"{PROGRAM} {name}", add_help=False)
     parser.add_argument("--algo")
     parser.add_argument("--num-threads")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("--seed")
+    parser.add_argument("-i", "--trained-agent", type=Path, default=Path())
     known, _ = parser.parse_known_args(arguments)
     try:
         th.empty(0, device=get_device(known.device))
     except RuntimeError:
         parser.error(f"argument --device: there is no {known.device!r} here, try auto, cpu or cuda")
+    if name != "train" or known.algo != "agdppo":
+        return arguments
+    if known.seed is None and CHECKPOINT_NAME.fullmatch(known.trained_agent.name):
+        arguments = [*arguments, *seed_of_run(known.trained_agent, known.env)]
     # Several threads only slow down networks of this size
-    leaves_threads_open = name == "train" and known.algo == "agdppo" and known.num_threads is None
-    return [*arguments, "--num-threads", "1"] if leaves_threads_open else arguments
+    return [*arguments, "--num-threads", "1"] if known.num_threads is None else arguments
 
 
 def run_script(name: str) -> None:

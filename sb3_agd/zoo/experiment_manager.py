@@ -281,6 +281,9 @@ class AGDExperimentManager(ExperimentManager):
             )
         else:
             model.load_replay_buffer(transitions, truncate_last_traj=False)
+        for callback in self.callbacks:
+            if isinstance(callback, EvalCallback) and callback.log_path == f"{self.save_path}/evaluations":
+                self._continue_evaluations(callback, model.num_timesteps)
         print(f"Resuming the run at {model.num_timesteps} of {self.n_timesteps} steps")
         return model
 
@@ -306,8 +309,6 @@ class AGDExperimentManager(ExperimentManager):
         self.n_timesteps -= model.num_timesteps
         for callback in self.callbacks:
             callback.n_calls = model.num_timesteps // model.n_envs
-            if isinstance(callback, EvalCallback) and callback.log_path == f"{self.save_path}/evaluations":
-                self._continue_evaluations(callback, model.num_timesteps)
         super().learn(ResumedModel(model))  # type: ignore[arg-type]
 
     def _continue_evaluations(self, callback: EvalCallback, n_timesteps: int) -> None:
@@ -317,6 +318,7 @@ class AGDExperimentManager(ExperimentManager):
 
         :param callback: Evaluates the run
         :param n_timesteps: Number of steps at the checkpoint
+        :raises ValueError: If the evaluations before it have another number of episodes
         """
         folder = Path(self.trained_agent).parent
         file, best_agent = folder / "evaluations.npz", folder / "best_model.zip"
@@ -327,6 +329,9 @@ class AGDExperimentManager(ExperimentManager):
             evaluations = dict(saved)
         means = evaluations["results"].mean(axis=1)
         is_before = evaluations["timesteps"] <= n_timesteps
+        n_episodes = evaluations["results"].shape[1]
+        if is_before.any() and n_episodes != callback.n_eval_episodes:
+            raise ValueError(f"The run was evaluated on {n_episodes} episodes each time: give `--eval-episodes {n_episodes}`")
         for name, values in evaluations.items():
             kept = {"ep_lengths": "length"}.get(name, name)
             setattr(callback, f"evaluations_{kept}", [*values[is_before]])
