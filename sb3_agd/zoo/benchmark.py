@@ -35,8 +35,7 @@ def check_options(options: list[str], hint: str = "") -> None:
         parser.add_argument(name, nargs="?")
     chosen = [f"--{name.replace('_', '-')}" for name in vars(parser.parse_known_args(options)[0])]
     if chosen:
-        do = "does" if len(chosen) == 1 else "do"
-        raise ValueError(f"options after `--` must not choose another agent, as {', '.join(chosen)} {do}{hint}")
+        raise ValueError(f"options after `--` must not choose another agent ({', '.join(chosen)}){hint}")
 
 
 def evaluate(algo: str, env_id: str, folder: str, n_timesteps: int, options: list[str]) -> np.ndarray:

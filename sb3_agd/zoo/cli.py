@@ -105,22 +105,6 @@ def filter_mujoco_warnings() -> None:
     mujoco.set_mju_user_warning(print_mujoco_warning)
 
 
-def seed_of_run(checkpoint: Path, env_id: str) -> list[str]:
-    """
-    :param checkpoint: File to resume a run from
-    :param env_id: Environment ID
-    :return: Option for the seed that the run began with, nothing if it is unknown
-    """
-    import yaml
-    from huggingface_sb3 import EnvironmentName
-
-    file = checkpoint.parent / EnvironmentName(env_id) / "args.yml"
-    with suppress(OSError, KeyError, yaml.YAMLError):
-        # What is loaded is no more dangerous than the checkpoint, which holds pickles, too
-        return ["--seed", str(yaml.unsafe_load(file.read_text())["seed"])]
-    return []
-
-
 def prepare_script(name: str, arguments: list[str]) -> list[str]:
     """
     Check what RL-Zoo's scripts do not check, and set what they leave open.
@@ -130,6 +114,8 @@ def prepare_script(name: str, arguments: list[str]) -> list[str]:
     :return: The command line to run it with
     """
     import torch as th
+    import yaml
+    from huggingface_sb3 import EnvironmentName
     from stable_baselines3.common.utils import get_device
 
     from sb3_agd.zoo.experiment_manager import CHECKPOINT_NAME
@@ -148,8 +134,12 @@ def prepare_script(name: str, arguments: list[str]) -> list[str]:
         parser.error(f"argument --device: there is no {known.device!r} here, try auto, cpu or cuda")
     if name != "train" or known.algo != "agdppo":
         return arguments
+    # A resumed run keeps its seed
     if known.seed is None and CHECKPOINT_NAME.fullmatch(known.trained_agent.name):
-        arguments = [*arguments, *seed_of_run(known.trained_agent, known.env)]
+        file = known.trained_agent.parent / EnvironmentName(known.env) / "args.yml"
+        with suppress(OSError, KeyError, yaml.YAMLError):
+            # What is loaded is no more dangerous than the checkpoint, which holds pickles, too
+            arguments = [*arguments, "--seed", str(yaml.unsafe_load(file.read_text())["seed"])]
     # Several threads only slow down networks of this size
     return [*arguments, "--num-threads", "1"] if known.num_threads is None else arguments
 
@@ -236,6 +226,8 @@ def main() -> None:
     name = parser.parse_args(sys.argv[1:2]).command
     # RL-Zoo's parsers name themselves after the script
     sys.argv = [f"{PROGRAM} {name}", *sys.argv[2:]]
+    # The user's modules in the present folder, as with `python -m`. At the end: nothing that is installed is shadowed
+    sys.path.append("")
     try:
         if COMMANDS[name].add_arguments is None:
             run_script(name)

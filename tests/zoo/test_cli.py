@@ -131,6 +131,18 @@ def test_agdppo_trains_on_one_thread_unless_told_otherwise(
     assert [after for option, after in itertools.pairwise(seen) if option == "--num-threads"] == n_threads
 
 
+def test_modules_in_the_present_folder_are_found_after_installed_ones(
+    command_line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As with the script `sb3-agd`
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_tasks.py").touch()
+    (tmp_path / "rl_zoo3.py").write_text("raise ImportError('shadowed')")
+    with pytest.raises(SystemExit, match=r"Own-v0 not found in gym registry"):
+        command_line("train", "--gym-packages", "own_tasks", "rl_zoo3", "--env", "Own-v0")
+
+
 def test_a_resumed_run_keeps_its_seed(command_line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runpy, "run_module", lambda *_, **__: None)
     settings = tmp_path / "Hopper-v5" / "args.yml"
@@ -187,14 +199,14 @@ def test_a_resumed_run_keeps_its_seed(command_line: Any, tmp_path: Path, monkeyp
         ([*PUSH], "folder was not found"),
         (
             ["benchmark", "-f", ".", "--", "--load-best"],
-            "options after `--` must not choose another agent, as --load-best does",
+            "options after `--` must not choose another agent (--load-best)",
         ),
-        (["benchmark", "--", "--seed", "1", "--load-checkpoint", "100"], "as --load-checkpoint does"),
-        (["benchmark", "--", "--load-l", "--stochastic"], "as --load-last-checkpoint does"),
-        (["benchmark", "--", "--env", "Ant-v5", "-f", "others"], "as --env, --folder do"),
+        (["benchmark", "--", "--seed", "1", "--load-checkpoint", "100"], "another agent (--load-checkpoint)"),
+        (["benchmark", "--", "--load-l", "--stochastic"], "another agent (--load-last-checkpoint)"),
+        (["benchmark", "--", "--env", "Ant-v5", "-f", "others"], "another agent (--env, --folder)"),
         (
             [*PUSH, "--", "--exp-id=3"],
-            "as --exp-id does: push-to-hub has --exp-id and --load-best itself, to be given before `--`",
+            "another agent (--exp-id): push-to-hub has --exp-id and --load-best itself, to be given before `--`",
         ),
         ([*PUSH, "--", "--stochastic", "--env-kwargs", "mass:3"], "folder was not found"),
     ],
