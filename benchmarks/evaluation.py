@@ -64,8 +64,10 @@ class TimedEvaluation(BaseCallback):
         self._n_evaluations = 0
 
     def _init_callback(self) -> None:
-        if self.model.get_vec_normalize_env() is not None:
-            self.eval_env = VecNormalize(self.eval_env, training=False, norm_reward=False)
+        normalization = self.model.get_vec_normalize_env()
+        if normalization is not None:
+            same = {name: getattr(normalization, name) for name in ("norm_obs", "norm_obs_keys", "clip_obs", "epsilon")}
+            self.eval_env = VecNormalize(self.eval_env, training=False, norm_reward=False, **same)
         self._write(COLUMNS, mode="w")
 
     def _on_training_start(self) -> None:

@@ -8,7 +8,8 @@ import yaml
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_agd.zoo.experiment_manager import HYPERPARAMS, AGDExperimentManager, split_config
+from sb3_agd.zoo.experiment_manager import AGDExperimentManager
+from sb3_agd.zoo.settings import HYPERPARAMS, split_config
 
 # What the training environment is made of, as opposed to the arguments of the algorithm
 ENVIRONMENT_KEYS = ("normalize", "n_envs", "n_timesteps")

@@ -158,8 +158,12 @@ class Suite:
             content = read_suite(file)
             variants = {name: Variant(**variant) for name, variant in content.pop("variants").items()}
             loaded = cls(name=file.stem, given=suite, variants=variants, **content)
+            has_evaluations = 1 <= loaded.eval_freq <= loaded.steps
         except (TypeError, KeyError, AttributeError, FileNotFoundError, RecursionError, yaml.YAMLError) as error:
             raise ValueError(f"{file} is not a suite: {error}") from error
+        if not has_evaluations:
+            steps, eval_freq = loaded.steps, loaded.eval_freq
+            raise ValueError(f"{file}: `eval_freq` must be between 1 and {steps}, the number of steps, not {eval_freq}")
         for name, variant in variants.items():
             try:
                 tuned = read_settings(variant.source)

@@ -218,8 +218,11 @@ class ResumableCheckpointCallback(CheckpointCallback):
         self._due = False
 
     def _on_training_end(self) -> None:
-        model: Any = self.model
-        # Another callback may have ended the last rollout early, and RL-Zoo calls this after an interrupt, too
+        # RL-Zoo calls this after an interrupt, too, and if training failed before it began
+        model: Any = getattr(self, "model", None)
+        if model is None:
+            return
+        # Another callback may have ended the last rollout early
         if model.rollout_buffer.full and not model.is_interrupted:
             self._on_rollout_start()
 

@@ -12,7 +12,7 @@ from huggingface_sb3 import EnvironmentName, ModelRepoId
 from rl_zoo3.utils import get_model_path
 
 from sb3_agd.hub.model_card import Agent, Evaluation, model_card
-from sb3_agd.zoo.benchmark import evaluate
+from sb3_agd.zoo.benchmark import check_options, evaluate
 
 # Files of an agent on the hub, besides its own
 SETTINGS = ("args.yml", "config.yml", "env_kwargs.yml")
@@ -55,7 +55,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     :param arguments: Command line, see :func:`sb3_agd.zoo.parsers.add_push_arguments`
     :raises FileNotFoundError: If there is no such video
+    :raises ValueError: If an option of the evaluation chooses another agent
     """
+    check_options(arguments.enjoy_options, ": push-to-hub has --exp-id and --load-best itself, to be given before `--`")
     if arguments.video is not None and not arguments.video.is_file():
         raise FileNotFoundError(f"argument --video: there is no file {arguments.video}")
     algo, env_id = arguments.algo, arguments.env

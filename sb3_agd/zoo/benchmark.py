@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,11 +11,31 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytablewriter
+import yaml
 from huggingface_sb3 import EnvironmentName
-from rl_zoo3.utils import get_model_path, get_trained_models
+from rl_zoo3.utils import get_model_path
 from stable_baselines3.common.monitor import load_results
 
+from sb3_agd.zoo.parsers import CommandParser
+
 COLUMNS = ["algo", "env", "mean return", "standard deviation", "training steps", "episodes"]
+# Options of `enjoy` that choose an agent
+CHOICES = ("--algo", "--env", "--exp-id", "--load-best", "--load-checkpoint", "--load-last-checkpoint")
+
+
+def check_options(options: list[str], hint: str = "") -> None:
+    """
+    :param options: Further options of ``enjoy``
+    :param hint: What to do instead
+    :raises ValueError: If they choose another agent than the command does
+    """
+    parser = CommandParser(add_help=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("-f", "--folder")
+    for name in CHOICES:
+        parser.add_argument(name, nargs="?")
+    chosen = [f"--{name.replace('_', '-')}" for name in vars(parser.parse_known_args(options)[0])]
+    if chosen:
+        raise ValueError(f"options after `--` must not choose another agent ({', '.join(chosen)}){hint}")
 
 
 def evaluate(algo: str, env_id: str, folder: str, n_timesteps: int, options: list[str]) -> np.ndarray:
@@ -49,15 +70,32 @@ def training_steps(agent: str) -> int:
         return json.loads(file.read("data"))["num_timesteps"]
 
 
+def trained_agents(folder: str) -> list[tuple[str, str]]:
+    """
+    :param folder: Folder with trained agents
+    :return: Algorithm and task of each; those whose command line cannot be read are left out
+    """
+    agents = set()
+    for algo in os.listdir(folder):
+        for file in Path(folder, algo).glob("*/*/args.yml"):
+            try:
+                # What is loaded is no more dangerous than the agent's file, which holds pickles, too
+                agents.add((algo, yaml.unsafe_load(file.read_text())["env"]))
+            except yaml.YAMLError as error:
+                print(f"Left out: {file}: {' '.join(str(error).split())}", file=sys.stderr)
+    return sorted(agents)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """
     Evaluate the latest agent of each algorithm on each task, and write a table.
 
     :param arguments: Command line, see :func:`sb3_agd.zoo.parsers.add_benchmark_arguments`
-    :raises ValueError: If there is no agent that can be evaluated
+    :raises ValueError: If there is no agent that can be evaluated, or an option chooses another one
     """
+    check_options(arguments.enjoy_options)
     rows = []
-    for algo, env_id in sorted(get_trained_models(arguments.log_dir).values()):
+    for algo, env_id in trained_agents(arguments.log_dir):
         try:
             _, agent, _ = get_model_path(0, arguments.log_dir, algo, EnvironmentName(env_id))
             returns = evaluate(algo, env_id, arguments.log_dir, arguments.n_timesteps, arguments.enjoy_options)

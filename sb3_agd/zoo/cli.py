@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,20 +114,34 @@ def prepare_script(name: str, arguments: list[str]) -> list[str]:
     :return: The command line to run it with
     """
     import torch as th
+    import yaml
+    from huggingface_sb3 import EnvironmentName
     from stable_baselines3.common.utils import get_device
+
+    from sb3_agd.zoo.experiment_manager import CHECKPOINT_NAME
 
     parser = CommandParser(prog=f"{PROGRAM} {name}", add_help=False)
     parser.add_argument("--algo")
     parser.add_argument("--num-threads")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("--seed")
+    parser.add_argument("-i", "--trained-agent", type=Path, default=Path())
     known, _ = parser.parse_known_args(arguments)
     try:
         th.empty(0, device=get_device(known.device))
     except RuntimeError:
         parser.error(f"argument --device: there is no {known.device!r} here, try auto, cpu or cuda")
+    if name != "train" or known.algo != "agdppo":
+        return arguments
+    # A resumed run keeps its seed
+    if known.seed is None and CHECKPOINT_NAME.fullmatch(known.trained_agent.name):
+        file = known.trained_agent.parent / EnvironmentName(known.env) / "args.yml"
+        with suppress(OSError, KeyError, yaml.YAMLError):
+            # What is loaded is no more dangerous than the checkpoint, which holds pickles, too
+            arguments = [*arguments, "--seed", str(yaml.unsafe_load(file.read_text())["seed"])]
     # Several threads only slow down networks of this size
-    leaves_threads_open = name == "train" and known.algo == "agdppo" and known.num_threads is None
-    return [*arguments, "--num-threads", "1"] if leaves_threads_open else arguments
+    return [*arguments, "--num-threads", "1"] if known.num_threads is None else arguments
 
 
 def run_script(name: str) -> None:
@@ -211,6 +226,8 @@ def main() -> None:
     name = parser.parse_args(sys.argv[1:2]).command
     # RL-Zoo's parsers name themselves after the script
     sys.argv = [f"{PROGRAM} {name}", *sys.argv[2:]]
+    # The user's modules in the present folder, as with `python -m`. At the end: nothing that is installed is shadowed
+    sys.path.append("")
     try:
         if COMMANDS[name].add_arguments is None:
             run_script(name)

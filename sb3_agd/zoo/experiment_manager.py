@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 import traceback
+from collections import OrderedDict
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import optuna
 import yaml
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import SimpleLinearSchedule, get_class_by_name
+from rl_zoo3.utils import SimpleLinearSchedule
 from sqlalchemy.exc import SQLAlchemyError
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
@@ -24,67 +25,15 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_agd.agdppo import AGDPPO, ResumableCheckpointCallback
 from sb3_agd.checkpoint.save_util import save_vec_normalize
-
-PACKAGE = Path(__file__).parent.parent
-# In the wheel the folder lies inside the package, in a source tree beside it
-HYPERPARAMS = next(folder for folder in (PACKAGE / "hyperparams", PACKAGE.parent / "hyperparams") if folder.is_dir())
+from sb3_agd.zoo.settings import PACKAGE, find_config, readable, split_config, with_objects
 
 # Arguments of AGDPPO that may be schedules, besides those that the zoo knows
 SCHEDULES = ("guidance_scale", "synthetic_ratio", "world_model_learning_rate")
-# Arguments of AGDPPO that may be objects
-OBJECTS = {"guidance", "action_sampler"}
 LINEAR_SCHEDULE = re.compile(r"lin_(?P<initial>[0-9.e+-]+)")
 # Methods that all of training, or of a trial, runs in
 AROUND_TRAINING = ("learn", "_setup_learn", "collect_rollouts", "train", "objective")
 # As SB3's callback names its files
 CHECKPOINT_NAME = re.compile(r"(?P<prefix>.+)_(?P<steps>\d+)_steps\.zip")
-
-
-def split_config(config: str) -> tuple[str, str | None]:
-    """
-    :param config: What the user gave as ``-conf``: a file, or ``FILE.yml:ENTRY`` for one of several sets of settings in it
-    :return: The file and the entry, ``None`` for the whole file
-    """
-    file, separator, entry = config.rpartition(".yml:")
-    return (f"{file}.yml", entry) if separator else (config, None)
-
-
-def with_objects(settings: dict[str, Any]) -> dict[str, Any]:
-    """
-    :param settings: Settings of a file. Those in :data:`OBJECTS` may name a class as the zoo's wrappers do,
-        ``{name: arguments}``
-    :return: The same with instances of these classes
-    :raises ValueError: If such a setting is a dictionary of anything but one class
-    """
-    built = {}
-    for name in OBJECTS & settings.keys():
-        value = settings[name]
-        if isinstance(value, dict):
-            if len(value) != 1:
-                raise ValueError(f"`{name}` must be one class with its arguments, {{name: arguments}}, not {value}")
-            ((class_name, arguments),) = value.items()
-            built[name] = get_class_by_name(class_name)(**(arguments or {}))
-    return settings | built
-
-
-def find_config(config: str | None, algo: str, env_id: str) -> str | None:
-    """
-    :param config: What the user gave as ``-conf``
-    :param algo: Name of the algorithm
-    :param env_id: Name of the environment
-    :return: The user's own choice if there is one, where the bare name of a shipped file is enough; otherwise the
-        shipped file for the algorithm if it covers the environment; ``None`` for the zoo's file
-    """
-    if config is not None:
-        name, entry = split_config(config)
-        shipped = HYPERPARAMS / name
-        file = str(shipped) if not Path(name).exists() and shipped.is_file() else name
-        return file if entry is None else f"{file}:{entry}"
-    own = HYPERPARAMS / f"{algo}.yml"
-    if not own.is_file():
-        return None
-    entries = yaml.safe_load(own.read_text())
-    return str(own) if env_id in entries or "default" in entries else None
 
 
 def passed_through_package(error_traceback: TracebackType | None) -> bool:
@@ -180,7 +129,12 @@ class AGDExperimentManager(ExperimentManager):
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         file, entry = split_config(self.config)
         if entry is None:
-            return super().read_hyperparameters()
+            try:
+                return super().read_hyperparameters()
+            except KeyError as error:
+                if self.algo == "agdppo" and self._is_atari:
+                    raise ValueError(f"AGDPPO does not support images: {file} has no settings for Atari") from error
+                raise
         entries = yaml.safe_load(Path(file).read_text())
         if entry not in entries:
             raise ValueError(f"{file} has no entry {entry!r}, only {', '.join(entries)}")
@@ -201,7 +155,15 @@ class AGDExperimentManager(ExperimentManager):
                 print(printed.getvalue().replace(alone.name, given), end="")
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
-        return super()._preprocess_hyperparams(with_objects(hyperparams))
+        processed = super()._preprocess_hyperparams(with_objects(hyperparams))
+        if self._eval_env_kwargs_args is None:
+            # The zoo evaluates without the arguments in settings
+            self.eval_env_kwargs = self.env_kwargs
+        return processed
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        self.args = argparse.Namespace(**readable(vars(self.args)))
+        super()._save_config(OrderedDict(readable(dict(saved_hyperparams))))
 
     @staticmethod
     def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
@@ -296,7 +258,11 @@ class AGDExperimentManager(ExperimentManager):
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         if self.algo != "agdppo" or CHECKPOINT_NAME.fullmatch(Path(self.trained_agent).name) is None:
-            return super()._load_pretrained_agent(hyperparams, env)
+            model = super()._load_pretrained_agent(hyperparams, env)
+            if isinstance(model, AGDPPO):
+                # A checkpoint by another name is trained on like any agent
+                model.run_state = None
+            return model
         model = super()._load_pretrained_agent({**hyperparams, "force_reset": False}, env)
         assert isinstance(model, AGDPPO)
         if model.run_state is None:
@@ -315,6 +281,9 @@ class AGDExperimentManager(ExperimentManager):
             )
         else:
             model.load_replay_buffer(transitions, truncate_last_traj=False)
+        for callback in self.callbacks:
+            if isinstance(callback, EvalCallback) and callback.log_path == f"{self.save_path}/evaluations":
+                self._continue_evaluations(callback, model.num_timesteps)
         print(f"Resuming the run at {model.num_timesteps} of {self.n_timesteps} steps")
         return model
 
@@ -340,8 +309,6 @@ class AGDExperimentManager(ExperimentManager):
         self.n_timesteps -= model.num_timesteps
         for callback in self.callbacks:
             callback.n_calls = model.num_timesteps // model.n_envs
-            if isinstance(callback, EvalCallback) and callback.log_path == f"{self.save_path}/evaluations":
-                self._continue_evaluations(callback, model.num_timesteps)
         super().learn(ResumedModel(model))  # type: ignore[arg-type]
 
     def _continue_evaluations(self, callback: EvalCallback, n_timesteps: int) -> None:
@@ -351,6 +318,7 @@ class AGDExperimentManager(ExperimentManager):
 
         :param callback: Evaluates the run
         :param n_timesteps: Number of steps at the checkpoint
+        :raises ValueError: If the evaluations before it have another number of episodes
         """
         folder = Path(self.trained_agent).parent
         file, best_agent = folder / "evaluations.npz", folder / "best_model.zip"
@@ -361,6 +329,9 @@ class AGDExperimentManager(ExperimentManager):
             evaluations = dict(saved)
         means = evaluations["results"].mean(axis=1)
         is_before = evaluations["timesteps"] <= n_timesteps
+        n_episodes = evaluations["results"].shape[1]
+        if is_before.any() and n_episodes != callback.n_eval_episodes:
+            raise ValueError(f"The run was evaluated on {n_episodes} episodes each time: give `--eval-episodes {n_episodes}`")
         for name, values in evaluations.items():
             kept = {"ep_lengths": "length"}.get(name, name)
             setattr(callback, f"evaluations_{kept}", [*values[is_before]])

@@ -64,6 +64,7 @@ def training_environment(model: Path, env_id: str) -> tuple[dict[str, Any], Call
     :param model: File of the agent
     :param env_id: Environment ID
     :return: Arguments of the environment, and its wrappers if there are any
+    :raises ValueError: If it had a wrapper of vectorized environments
     """
     # As RL-Zoo names it
     folder = model.parent / env_id.rpartition(":")[2].replace("/", "-")
@@ -74,6 +75,9 @@ def training_environment(model: Path, env_id: str) -> tuple[dict[str, Any], Call
     from rl_zoo3.utils import get_saved_hyperparams, get_wrapper_class
 
     settings, _ = get_saved_hyperparams(str(folder))
+    if settings.get("vec_env_wrapper"):
+        wrappers = settings["vec_env_wrapper"]
+        raise ValueError(f"`imagine` plays single environments, which `vec_env_wrapper` ({wrappers}) of {folder} cannot wrap")
     arguments = settings.get("env_kwargs", {})
     command_line = folder / "args.yml"
     # What is unpickled from here on is no more dangerous than the agent's file, which holds pickles, too
@@ -117,7 +121,8 @@ def run(arguments: argparse.Namespace) -> None:
     def make_env() -> gym.Env:
         try:
             env = gym.make(arguments.env, render_mode="rgb_array" if arguments.n_filmed > 0 else None, **env_kwargs)
-        except TypeError:
+        except (TypeError, AssertionError):
+            # It has no such render mode
             env = gym.make(arguments.env, **env_kwargs)
         return env if wrapper is None else wrapper(env)
 

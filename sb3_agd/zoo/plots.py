@@ -5,6 +5,7 @@ import itertools
 import pickle
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from rl_zoo3.plots.score_normalization import ReferenceScore, reference_scores
 from rliable import library, metrics, plot_utils
 from scipy.stats import sem
+from seaborn.algorithms import bootstrap
 
 # Score 0 is the mean return of 100 episodes of uniformly random actions, measured.
 # Score 1 is PPO after 1 million steps, rounded, from the public tables of RL Baselines3 Zoo (benchmark.md: HalfCheetah
@@ -155,6 +157,14 @@ def plot_learning_curve(task: str, methods: dict[str, dict[str, np.ndarray]], ar
     return figure
 
 
+def interval(scores: pd.Series) -> np.ndarray:
+    """
+    :param scores: The score of each run
+    :return: Both ends of the 95 % interval of their mean, by a bootstrap, NaN where there are fewer than ``MIN_RUNS`` runs
+    """
+    return np.percentile(bootstrap(scores), [2.5, 97.5]) if len(scores) >= MIN_RUNS else np.full(2, np.nan)
+
+
 def plot_last_evaluations(plot: Callable[..., Any], table: pd.DataFrame, arguments: argparse.Namespace) -> Figure:
     """
     :param plot: Function of seaborn that draws a distribution per task and method
@@ -256,10 +266,14 @@ def run(arguments: argparse.Namespace) -> None:
     results = select(load_results([arguments.input, *arguments.merge]), arguments)
     table = last_evaluations(results)
     print(table.groupby(["Environment", "Method"], sort=False).Score.agg(["mean", "sem", "count"]).to_string())
+    methods = table.groupby("Method", sort=False)
+    few = [method for method, runs in methods if runs.Environment.value_counts().min() < MIN_RUNS]
+    if few:
+        print(f"Without intervals, since they have fewer than {MIN_RUNS} runs: {', '.join(few)}", file=sys.stderr)
     seaborn.set_theme(style="whitegrid")
     if arguments.latex:
         plt.rc("text", usetex=True)
-    figures = {"": plot_last_evaluations(seaborn.barplot, table, arguments)}
+    figures = {"": plot_last_evaluations(partial(seaborn.barplot, errorbar=interval), table, arguments)}
     if arguments.boxplot:
         figures["boxplot"] = plot_last_evaluations(seaborn.boxplot, table, arguments)
     if not arguments.skip_timesteps:
@@ -267,9 +281,6 @@ def run(arguments: argparse.Namespace) -> None:
             figures[f"curves_{task.replace('/', '-')}"] = plot_learning_curve(task, methods, arguments)
     if arguments.rliable or arguments.versus or arguments.iqm:
         scores = {method: array[..., 0] for method, array in normalized_scores(results, slice(-1, None)).items()}
-        few = [method for method, array in scores.items() if len(array) < MIN_RUNS]
-        if few:
-            print(f"Without intervals, since they have fewer than {MIN_RUNS} runs: {', '.join(few)}", file=sys.stderr)
         if arguments.rliable:
             figures |= plot_aggregates(scores, arguments.ci_size)
         if arguments.versus:

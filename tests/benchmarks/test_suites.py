@@ -1,13 +1,18 @@
 """Benchmark suites: what is run, with which settings."""
 
 import inspect
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from environments import ToyEnv
+from gymnasium.spaces import Box, Dict
 from small_suite import SMALL
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
 from benchmarks import suite
 from benchmarks.evaluation import TimedEvaluation
@@ -50,6 +55,9 @@ def test_shipped_suites_are_valid(name: str) -> None:
         (("n_seeds: 1", "seeds: 1"), "not a suite.*seeds"),
         (("guidance: eag", "guidence: eag"), "'agdppo_eag' has unknown settings guidence"),
         (("variants:", "variants"), "not a suite"),
+        (("eval_freq: 100", "eval_freq: 300"), "`eval_freq` must be between 1 and 200, the number of steps, not 300"),
+        (("eval_freq: 100", "eval_freq: 0"), "`eval_freq` must be between 1 and 200, the number of steps, not 0"),
+        (("eval_freq: 100", "eval_freq: often"), "not a suite"),
     ],
 )
 def test_mistakes_in_a_suite_are_named(suite_file: Path, change: tuple[str, str], message: str) -> None:
@@ -85,6 +93,23 @@ def test_runs_with_other_seeds_share_no_episodes_of_their_evaluations(tmp_path: 
         states += list(evaluation.eval_env.reset())
     states += list(make_vec_env("Reacher-v5", 10, seed=0).reset())
     assert len(np.unique(states, axis=0)) == 30
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"clip_obs": 0.1, "epsilon": 0.5}, {"norm_obs": False}, {"norm_obs_keys": ["position"]}]
+)
+def test_evaluations_normalise_as_training_does(arguments: dict[str, Any], tmp_path: Path) -> None:
+    spaces = {name: Box(-1, 1, (2,)) for name in ("position", "velocity")}
+    make_env = partial(ToyEnv, Dict(spaces))
+    env = VecNormalize(make_vec_env(make_env, seed=0), **arguments)
+    evaluation = TimedEvaluation(make_env, 0, 100, 1, tmp_path / "evaluations.csv")
+    evaluation.init_callback(PPO("MultiInputPolicy", env))
+    assert isinstance(evaluation.eval_env, VecNormalize)
+    env.reset()
+    sync_envs_normalization(env, evaluation.eval_env)
+    observation = {name: np.full(2, 100.0) for name in spaces}
+    expected, seen = env.normalize_obs(observation), evaluation.eval_env.normalize_obs(observation)
+    assert all(np.array_equal(seen[name], expected[name]) for name in spaces)
 
 
 @pytest.mark.parametrize("name", ["mujoco-defaults", "classic-defaults"])

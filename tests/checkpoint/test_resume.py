@@ -170,6 +170,12 @@ def test_a_run_that_fails_before_its_first_step_can_still_be_resumed(whole_run: 
     assert_equal_runs(model, resumed.learn(160, reset_num_timesteps=False))
 
 
+def test_a_training_that_failed_before_it_began_ends_without_a_further_error(tmp_path: Path) -> None:
+    # As RL-Zoo calls it after any error
+    ResumableCheckpointCallback(1, str(tmp_path)).on_training_end()
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_run_without_its_transitions_continues_but_differs(whole_run: tuple[AGDPPO, Path]) -> None:
     model, folder = whole_run
     other = AGDPPO.load(folder / "rl_model_96_steps", make_toy(), force_reset=False)

@@ -4,17 +4,20 @@ import itertools
 import runpy
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import yaml
 
 from sb3_agd.zoo.cli import COMMANDS, missing_extra, print_mujoco_warning
 from sb3_agd.zoo.registration import register
 
 # More than any study here has
 STUDY = ["--storage", "study.log", "--trial-id", "7"]
+PUSH = ["push-to-hub", "--algo", "agdppo", "--env", "Hopper-v5", "-f", "logs", "-orga", "me"]
 
 
 def test_help_has_a_line_for_every_command(command_line: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,6 +131,36 @@ def test_agdppo_trains_on_one_thread_unless_told_otherwise(
     assert [after for option, after in itertools.pairwise(seen) if option == "--num-threads"] == n_threads
 
 
+def test_modules_in_the_present_folder_are_found_after_installed_ones(
+    command_line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As with the script `sb3-agd`
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_tasks.py").touch()
+    (tmp_path / "rl_zoo3.py").write_text("raise ImportError('shadowed')")
+    with pytest.raises(SystemExit, match=r"Own-v0 not found in gym registry"):
+        command_line("train", "--gym-packages", "own_tasks", "rl_zoo3", "--env", "Own-v0")
+
+
+def test_a_resumed_run_keeps_its_seed(command_line: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runpy, "run_module", lambda *_, **__: None)
+    settings = tmp_path / "Hopper-v5" / "args.yml"
+    settings.parent.mkdir()
+    settings.write_text(yaml.dump(OrderedDict(seed=123)))
+    train = ["train", "--algo", "agdppo", "--env", "Hopper-v5", "-i"]
+    for rest, added in (
+        (["rl_model_64_steps.zip"], ["--seed", "123"]),
+        (["rl_model_64_steps.zip", "--seed", "7"], []),
+        (["Hopper-v5.zip"], []),
+        (["rl_model_64_steps.zip", "--env", "Ant-v5"], []),
+        (["rl_model_64_steps.zip", "--algo", "ppo"], []),
+    ):
+        arguments = [*train, str(tmp_path / rest[0]), *rest[1:], "--num-threads", "1"]
+        command_line(*arguments)
+        assert sys.argv[1:] == [*arguments[1:], *added]
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -163,7 +196,19 @@ def test_agdppo_trains_on_one_thread_unless_told_otherwise(
         (["plot-from-file", "-i", "nowhere.pkl"], "No such file or directory: 'nowhere.pkl'"),
         (["benchmark", "-f", "nowhere"], "No such file or directory: 'nowhere'"),
         (["benchmark", "-f", "."], "No agent in . was evaluated"),
-        (["push-to-hub", "--algo", "agdppo", "--env", "Hopper-v5", "-f", "logs", "-orga", "me"], "folder was not found"),
+        ([*PUSH], "folder was not found"),
+        (
+            ["benchmark", "-f", ".", "--", "--load-best"],
+            "options after `--` must not choose another agent (--load-best)",
+        ),
+        (["benchmark", "--", "--seed", "1", "--load-checkpoint", "100"], "another agent (--load-checkpoint)"),
+        (["benchmark", "--", "--load-l", "--stochastic"], "another agent (--load-last-checkpoint)"),
+        (["benchmark", "--", "--env", "Ant-v5", "-f", "others"], "another agent (--env, --folder)"),
+        (
+            [*PUSH, "--", "--exp-id=3"],
+            "another agent (--exp-id): push-to-hub has --exp-id and --load-best itself, to be given before `--`",
+        ),
+        ([*PUSH, "--", "--stochastic", "--env-kwargs", "mass:3"], "folder was not found"),
     ],
 )
 def test_what_does_not_exist_is_refused_without_traceback(

@@ -92,6 +92,9 @@ def test_evaluations_of_a_resumed_run_follow_those_before_the_checkpoint(trained
     np.savez(interrupted / "evaluations.npz", timesteps=[*returns], results=[*returns.values()], ep_lengths=lengths)
     checkpoint = interrupted / "rl_model_128_steps.zip"
     options = ["-n", "256", "-f", ".", "--eval-freq", "128", "--eval-episodes", "2", "-i", str(checkpoint), "-params", *TINY]
+    with pytest.raises(SystemExit, match="on 2 episodes each time: give `--eval-episodes 2`"):
+        run_here(tmp_path, *TRAIN, *options, "--eval-episodes", "3")
+    shutil.rmtree(tmp_path / "agdppo" / f"{ENV}_2")
     run_here(tmp_path, *TRAIN, *options)
     resumed = tmp_path / "agdppo" / f"{ENV}_2"
     evaluations = np.load(resumed / "evaluations.npz")
@@ -128,9 +131,15 @@ def test_evaluations_and_training_can_be_plotted(trained: Path) -> None:
     run_here(trained, "plot-train", "-a", "agdppo", "-e", ENV, "-f", "logs", "-w", "2")
 
 
-def test_benchmark_evaluates_all_agents_of_a_folder(trained: Path) -> None:
+def test_benchmark_evaluates_all_agents_of_a_folder(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # As earlier versions wrote it if a setting was a function
+    unreadable = trained / "logs" / "ppo" / f"{ENV}_1" / ENV / "args.yml"
+    unreadable.parent.mkdir(parents=True)
+    unreadable.write_text("hyperparams:\n  learning_rate: !!python/name:rl_zoo3.utils.%3Clambda%3E ''\n")
     out = run_here(trained, "benchmark", "--log-dir", "logs", "--benchmark-dir", "results", "-n", EPISODE, "--", "--seed", "3")
     assert f"agdppo on {ENV}: " in out
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith(f"Left out: logs/ppo/{ENV}_1/{ENV}/args.yml: ")
     lines = (trained / "results" / "benchmark.md").read_text().splitlines()
     columns, row = (dict(enumerate(cell.strip() for cell in line.strip("|").split("|"))) for line in (lines[0], lines[2]))
     table = {columns[number]: row[number] for number in columns}

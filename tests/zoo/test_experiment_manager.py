@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_agd import AGDPPO
 from sb3_agd.agdppo import ResumableCheckpointCallback
 from sb3_agd.zoo import register
-from sb3_agd.zoo.experiment_manager import HYPERPARAMS, AGDExperimentManager, find_config, passed_through_package
+from sb3_agd.zoo.experiment_manager import AGDExperimentManager, passed_through_package
+from sb3_agd.zoo.settings import HYPERPARAMS, find_config, readable, split_config
 
 MUJOCO = ["HalfCheetah", "Hopper", "Walker2d", "Reacher", "Ant", "Swimmer", "InvertedPendulum", "InvertedDoublePendulum"]
 ENVIRONMENTS = [*(f"{name}-v5" for name in MUJOCO), "Pendulum-v1", "CartPole-v1"]
@@ -154,7 +156,9 @@ def test_the_users_file_comes_first_and_the_zoos_last(tmp_path: Path) -> None:
     assert find_config("own.package", "agdppo", "Hopper-v5") == "own.package"
     assert find_config("ppo.yml", "agdppo", "Hopper-v5") == str(HYPERPARAMS / "ppo.yml")
     assert find_config("paper.yml:agd_sag", "agdppo", "Hopper-v5") == str(HYPERPARAMS / "paper.yml") + ":agd_sag"
-    assert find_config("own.yml:best", "ppo", "Hopper-v5") == "own.yml:best"
+    for file in ("own.yml:best", "own.yaml:best"):
+        assert find_config(file, "ppo", "Hopper-v5") == file
+        assert split_config(file) == (file.removesuffix(":best"), "best")
     assert find_config(None, "ppo", "Hopper-v5") == str(HYPERPARAMS / "ppo.yml")
     assert find_config(None, "ppo", "MountainCar-v0") is None
     assert find_config(None, "a2c", "Hopper-v5") is None
@@ -205,3 +209,60 @@ def test_statistics_of_the_best_agent_outlive_a_crash(tmp_path: Path, monkeypatc
         with pytest.raises(OSError, match="no space left"):
             save()
         assert file.read_bytes() == saved
+
+
+def manager_of(folder: Path, algo: str = "ppo", env_id: str = "CartPole-v1", **kwargs: Any) -> AGDExperimentManager:
+    """Manager of a short experiment, whose command line has the settings."""
+    arguments = {"eval_freq": -1, "verbose": 0, "device": "cpu", "n_timesteps": 64, "log_interval": -1} | kwargs
+    command_line = argparse.Namespace(env_kwargs=None, hyperparams=kwargs.get("hyperparams"))
+    return AGDExperimentManager(command_line, algo, env_id, str(folder), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "gravity"),
+    [
+        ({"hyperparams": {"env_kwargs": {"g": 1.0}}}, 1.0),
+        ({"hyperparams": {"env_kwargs": {"g": 1.0}}, "eval_env_kwargs": {"g": 3.0}}, 3.0),
+        ({"hyperparams": {"env_kwargs": {"g": 1.0}}, "env_kwargs": {"g": 2.0}}, 2.0),
+        ({"env_kwargs": {"g": 2.0}}, 2.0),
+    ],
+)
+def test_evaluations_are_on_the_task_of_training_unless_another_is_given(
+    changes: dict[str, Any], gravity: float, tmp_path: Path
+) -> None:
+    manager = manager_of(tmp_path, env_id="Pendulum-v1", eval_freq=32, **changes)
+    manager.setup_experiment()
+    (evaluation,) = manager.callbacks
+    assert evaluation.eval_env.get_attr("g") == [gravity]
+
+
+def test_a_copied_checkpoint_is_trained_on_and_not_resumed(tmp_path: Path) -> None:
+    AGDPPO("MlpPolicy", "CartPole-v1", **SMALL).learn(64, ResumableCheckpointCallback(32, str(tmp_path)))
+    copy = (tmp_path / "rl_model_64_steps.zip").rename(tmp_path / "my_agent.zip")
+    small = {name: value for name, value in SMALL.items() if name not in ("device", "seed")} | {"n_envs": 1}
+    manager = manager_of(tmp_path, "agdppo", trained_agent=str(copy), n_timesteps=32, hyperparams=small)
+    model, _ = manager.setup_experiment()
+    manager.learn(model)
+    # It counts from zero, as with any saved agent
+    assert model.num_timesteps == 32
+
+
+def test_what_yaml_cannot_load_back_is_saved_as_text(tmp_path: Path) -> None:
+    settings = {"termination_fn": lambda *_: np.zeros(1, bool), "policy_kwargs": {"activation_fn": th.nn.ReLU}}
+    manager_of(tmp_path, "agdppo", hyperparams=settings).setup_experiment()
+    config, command_line = (
+        yaml.unsafe_load((tmp_path / "agdppo" / "CartPole-v1_1" / "CartPole-v1" / file).read_text())
+        for file in ("config.yml", "args.yml")
+    )
+    for saved in (config, command_line["hyperparams"]):
+        assert saved["termination_fn"].startswith("<function")
+        assert saved["policy_kwargs"] == settings["policy_kwargs"]
+    for value in (lambda: 0, threading.Lock()):
+        assert readable({"parts": ([value, 1], "text")}) == {"parts": ([repr(value), 1], "text")}
+
+
+def test_a_task_with_images_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As tasks of Atari are registered
+    monkeypatch.setattr(AGDExperimentManager, "is_atari", lambda *_: True)
+    with pytest.raises(ValueError, match=r"AGDPPO does not support images: .*agdppo\.yml has no settings for Atari"):
+        manager_of(tmp_path, "agdppo", "MountainCar-v0").setup_experiment()

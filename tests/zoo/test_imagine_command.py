@@ -7,7 +7,10 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 import yaml
+from environments import ToyEnv
+from gymnasium.envs.registration import EnvSpec
 
+from sb3_agd.zoo import imagine
 from sb3_agd.zoo.imagine import training_environment
 
 
@@ -25,6 +28,30 @@ def test_the_environment_is_made_as_in_training(tmp_path: Path) -> None:
     arguments, wrapper = training_environment(model, "Hopper-v5")
     assert arguments == {"forward_reward_weight": 2.0}
     assert wrapper(gym.make("Hopper-v5")).observation_space.shape == (12,)
+    (folder / "config.yml").write_text(yaml.dump(OrderedDict(vec_env_wrapper="stable_baselines3.common.vec_env.VecMonitor")))
+    with pytest.raises(ValueError, match=r"`vec_env_wrapper` \(stable_baselines3.common.vec_env.VecMonitor\)"):
+        training_environment(model, "Hopper-v5")
+
+
+class UndrawnEnv(ToyEnv):
+    def __init__(self, render_mode: str | None = None):
+        super().__init__()
+        assert render_mode is None or render_mode in self.metadata["render_modes"]
+        self.render_mode = render_mode
+
+
+@pytest.mark.filterwarnings("ignore:.*render_mode:UserWarning")
+def test_a_task_that_cannot_be_drawn_is_imagined_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: Callable[..., None]
+) -> None:
+    monkeypatch.setitem(gym.registry, "Undrawn-v0", EnvSpec("Undrawn-v0", UndrawnEnv))
+    made: list[gym.Env] = []
+    monkeypatch.setattr(imagine.AGDPPO, "load", lambda *_, **__: None)
+    monkeypatch.setattr(imagine, "imagination_report", lambda _, make_env, *__, **___: made.append(make_env()))
+    monkeypatch.setattr(imagine, "print_summary", lambda *_: None)
+    (tmp_path / "model.zip").touch()
+    command_line("imagine", "--env", "Undrawn-v0", "--model", str(tmp_path / "model.zip"))
+    assert [env.render_mode for env in made] == [None]
 
 
 def test_the_command_writes_a_report_and_prints_a_summary(command_run: tuple[Path, str, str]) -> None:

@@ -12,7 +12,8 @@ from sb3_agd import AGDPPO, ExponentialAdvantageGuide, RewardGuide, SigmoidAdvan
 from sb3_agd.imagination import ActionSampler, Guide
 from sb3_agd.replication import PolicyScoreActions
 from sb3_agd.zoo import register
-from sb3_agd.zoo.experiment_manager import HYPERPARAMS, AGDExperimentManager, with_objects
+from sb3_agd.zoo.experiment_manager import AGDExperimentManager
+from sb3_agd.zoo.settings import HYPERPARAMS, with_objects
 
 TASKS = ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Reacher-v5"]
 GUIDES = {"agd_sag": SigmoidAdvantageGuide, "agd_eag": ExponentialAdvantageGuide, "polygrad": None, "diffuser": RewardGuide}
@@ -105,3 +106,18 @@ def test_settings_may_name_classes_with_their_arguments() -> None:
     assert with_objects({"guidance": "sag"}) == {"guidance": "sag"}
     with pytest.raises(ValueError, match="`guidance` must be one class with its arguments"):
         with_objects({"guidance": {"weight": "sigma4", "last_state": False}})
+
+
+@pytest.mark.parametrize(
+    ("guide", "complaint"),
+    [
+        ({"sb3_agd.RewardGuid": {}}, "'RewardGuid'"),
+        ({"nowhere.RewardGuide": {}}, "No module named 'nowhere'"),
+        ({"RewardGuide": {}}, "Empty module name"),
+        ({"sb3_agd.RewardGuide": {"critic_trus": False}}, "unexpected keyword argument 'critic_trus'"),
+        ({"sb3_agd.RewardGuide": 3}, "must be a mapping"),
+    ],
+)
+def test_a_wrong_class_in_settings_is_answered_with_the_setting(guide: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=f"`guidance` names .*: .*{complaint}"):
+        with_objects({"guidance": guide})

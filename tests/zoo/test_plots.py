@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 from PIL import Image
 
 from sb3_agd.zoo.plots import (
@@ -85,6 +86,21 @@ def test_there_are_intervals_from_three_runs_on(monkeypatch: pytest.MonkeyPatch)
     for axes in (*plot_aggregates(single, 0.95)["aggregates"].axes, plot_versus(single, 0.95).axes[0]):
         low, high = axes.get_xlim()
         assert all(low <= line.get_segments()[0][0, 0] <= high for line in axes.collections)
+
+
+def test_bars_have_intervals_from_three_runs_on(
+    tmp_path: Path, command_line: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Not drawn, and so still the present figure
+    monkeypatch.setattr(plt, "show", lambda: None)
+    returns = np.random.default_rng(0).random((1, 3))
+    write_results(tmp_path / "results.pkl", {str(number): {"Hopper": returns[:, :number]} for number in (1, 2, 3)})
+    command_line("plot-from-file", "-i", str(tmp_path / "results.pkl"), "--skip-timesteps")
+    lines = plt.gca().lines
+    assert [bool(np.isfinite(line.get_ydata()).all()) for line in lines] == [False, False, True]
+    assert returns.min() <= lines[2].get_ydata().min() < returns.mean() < lines[2].get_ydata().max() <= returns.max()
+    assert capsys.readouterr().err == "Without intervals, since they have fewer than 3 runs: 1, 2\n"
+    plt.close("all")
 
 
 def test_the_band_around_a_learning_curve_is_the_standard_error() -> None:
