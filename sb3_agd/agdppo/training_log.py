@@ -63,7 +63,7 @@ class TrainingLog:
         :param is_paused: Whether imagination pauses
         """
         if "agd/n_imagined" not in logger.name_to_value:
-            # With `log_interval`, not after each rollout
+            # SB3 has shown them since: with `log_interval`, not after each rollout
             self._shown = self._written
         self._written = self._totals()
         since = {name: total - self._shown[name] for name, total in self._written.items()}

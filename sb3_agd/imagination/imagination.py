@@ -206,6 +206,10 @@ class Imagination:
             rollout.rewards[:, 0],
             rollout.terminations[:, 0],
         )
+        # Also of transitions that are not stored
+        low, high = self.recorder.reward_range
+        self.world_model.reward_normalizer.low.clamp_(max=low)
+        self.world_model.reward_normalizer.high.clamp_(min=high)
         state = self.state
         state.real_rows = RealRows.of(buffer, state.real_rows)
         state.critic_explained_variance = state.real_rows.explained_variance
@@ -217,16 +221,12 @@ class Imagination:
 
     def _value_range(self) -> tuple[float, float]:
         """
-        :return: Lowest and highest attainable value in the critic's units, by the lowest and the highest real reward so far,
-            also of transitions that were not stored
+        :return: Lowest and highest attainable value in the critic's units, by the lowest and the highest real reward so far
         """
         # SB3's own rollout buffers have no such switch
         if not getattr(self.model.rollout_buffer, "bound_values", True):
             return UNKNOWN_RANGE
         normalizer = self.world_model.reward_normalizer
-        low, high = self.recorder.reward_range
-        normalizer.low.clamp_(max=low)
-        normalizer.high.clamp_(min=high)
         low, high = self.agent.rewards(th.cat([normalizer.low, normalizer.high])).tolist()
         return attainable_range(low, high, self._gamma)
 
