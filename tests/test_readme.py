@@ -185,8 +185,14 @@ def test_the_page_on_replication_follows_from_the_runs() -> None:
     ]
     texts = "{:.2f} without guidance, {:.2f} with guidance by reward, {:.2f} with SAG and {:.2f} with EAG"
     assert texts.format(*scores) in page
+    assert f"worth {cheetah[0] / cheetah[1]:.1f} times PPO's return on HalfCheetah-v5" in page
     report = (RESULTS / suite / "report.md").read_text()
+    header = next(line for line in report.splitlines() if line.startswith("| better |")).strip(" |").split(" | ")
+    for name in ("agd_sag", "agd_eag"):
+        cells = next(line for line in report.splitlines() if line.startswith(f"| {name} |") and "[" in line.split(" | ")[1])
+        chances = dict(zip(header, cells.strip(" |").split(" | "), strict=True))
+        assert chances["polygrad"] in page and chances["diffuser"] in page
     totals = {name: re.findall(rf"^\| all \| {name} .*\| (.+) \| (.+) \|$", report, re.MULTILINE) for name in GUIDED}
     (sag,), (eag,), (reward,) = totals.values()
     assert f"{sag[1]} standard deviations (SAG), {eag[1]} (EAG) and {reward[1]} (reward)" in page
-    assert f"{sag[0]}, {eag[0]} and {reward[0]}." in page
+    assert f"The guides claim {sag[0]}, {eag[0]} and {reward[0]}." in page
