@@ -61,7 +61,6 @@ IMAGINATION_PARTS = {
     "imagine_rows": "imagine",
     "finish_rollout": "bookkeeping",
     "test": "bookkeeping",
-    "bound_values": "bookkeeping",
 }
 
 
