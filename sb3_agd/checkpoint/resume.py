@@ -173,10 +173,9 @@ class ResumableCheckpointCallback(CheckpointCallback):
         model.load_replay_buffer("checkpoints/rl_model_replay_buffer_50176_steps.pkl", truncate_last_traj=False)
         model.learn(100_000 - model.num_timesteps, reset_num_timesteps=False)
 
-    Checkpoints are written between rollouts, and at the end of a complete training: at most ``save_freq`` steps and one rollout
-    are lost. The agent's zip is written last: if it exists, the checkpoint
-    is complete. The zip holds the environments with all of their attributes, which replace those of the environments that
-    the run continues in.
+    Checkpoints are written between rollouts, and at the end of a complete training: at most ``save_freq`` steps and those of
+    one rollout are lost. The agent's zip is written last: if it exists, the checkpoint is complete. The zip holds the
+    environments with all of their attributes, which replace those of the environments that the run continues in.
 
     :param save_freq: Save checkpoints every ``save_freq`` call of the callback
     :param save_path: Path to the folder where the model will be saved
