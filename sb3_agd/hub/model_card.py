@@ -9,13 +9,13 @@ from zipfile import ZipFile
 
 import gymnasium as gym
 import numpy as np
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_sb3 import EnvironmentName, ModelName
 
 from sb3_agd import __version__
 from sb3_agd.zoo.benchmark import training_steps
 from sb3_agd.zoo.experiment_manager import CHECKPOINT_NAME, AGDExperimentManager
+from sb3_agd.zoo.settings import read_saved
 
 TEMPLATE = Path(__file__).with_suffix(".jinja")
 # Where the card's commands put the agent
@@ -60,8 +60,7 @@ class Agent:
         :param file: ``"args.yml"`` for the command line of the training, ``"config.yml"`` for the hyperparameters
         :return: Its content
         """
-        # No more dangerous than the agent's file, which holds pickles, too
-        return dict(yaml.load((self.settings / file).read_text(), Loader=yaml.UnsafeLoader))
+        return read_saved(self.settings / file)
 
     @property
     def training(self) -> str:

@@ -17,6 +17,7 @@ from rl_zoo3.utils import get_model_path
 from stable_baselines3.common.monitor import load_results
 
 from sb3_agd.zoo.parsers import CommandParser
+from sb3_agd.zoo.settings import read_saved
 
 COLUMNS = ["algo", "env", "mean return", "standard deviation", "training steps", "episodes"]
 # Options of `enjoy` that choose an agent
@@ -79,8 +80,7 @@ def trained_agents(folder: str) -> list[tuple[str, str]]:
     for algo in os.listdir(folder):
         for file in Path(folder, algo).glob("*/*/args.yml"):
             try:
-                # What is loaded is no more dangerous than the agent's file, which holds pickles, too
-                agents.add((algo, yaml.unsafe_load(file.read_text())["env"]))
+                agents.add((algo, read_saved(file)["env"]))
             except yaml.YAMLError as error:
                 print(f"Left out: {file}: {' '.join(str(error).split())}", file=sys.stderr)
     return sorted(agents)

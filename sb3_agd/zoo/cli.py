@@ -114,11 +114,7 @@ def prepare_script(name: str, arguments: list[str]) -> list[str]:
     :return: The command line to run it with
     """
     import torch as th
-    import yaml
-    from huggingface_sb3 import EnvironmentName
     from stable_baselines3.common.utils import get_device
-
-    from sb3_agd.zoo.experiment_manager import CHECKPOINT_NAME
 
     parser = CommandParser(prog=f"{PROGRAM} {name}", add_help=False)
     parser.add_argument("--algo")
@@ -134,12 +130,18 @@ def prepare_script(name: str, arguments: list[str]) -> list[str]:
         parser.error(f"argument --device: there is no {known.device!r} here, try auto, cpu or cuda")
     if name != "train" or known.algo != "agdppo":
         return arguments
+    # Other commands do not need these
+    import yaml
+    from huggingface_sb3 import EnvironmentName
+
+    from sb3_agd.zoo.experiment_manager import CHECKPOINT_NAME
+    from sb3_agd.zoo.settings import read_saved
+
     # A resumed run keeps its seed
     if known.seed is None and CHECKPOINT_NAME.fullmatch(known.trained_agent.name):
         file = known.trained_agent.parent / EnvironmentName(known.env) / "args.yml"
         with suppress(OSError, KeyError, yaml.YAMLError):
-            # What is loaded is no more dangerous than the checkpoint, which holds pickles, too
-            arguments = [*arguments, "--seed", str(yaml.unsafe_load(file.read_text())["seed"])]
+            arguments = [*arguments, "--seed", str(read_saved(file)["seed"])]
     # Several threads only slow down networks of this size
     return [*arguments, "--num-threads", "1"] if known.num_threads is None else arguments
 

@@ -71,8 +71,9 @@ def training_environment(model: Path, env_id: str) -> tuple[dict[str, Any], Call
     if not folder.is_dir():
         return {}, None
     # Not at the top: agents that were trained without RL-Zoo do not need it
-    import yaml
     from rl_zoo3.utils import get_saved_hyperparams, get_wrapper_class
+
+    from sb3_agd.zoo.settings import read_saved
 
     settings, _ = get_saved_hyperparams(str(folder))
     if settings.get("vec_env_wrapper"):
@@ -80,13 +81,12 @@ def training_environment(model: Path, env_id: str) -> tuple[dict[str, Any], Call
         raise ValueError(f"`imagine` plays single environments, which `vec_env_wrapper` ({wrappers}) of {folder} cannot wrap")
     arguments = settings.get("env_kwargs", {})
     command_line = folder / "args.yml"
-    # What is unpickled from here on is no more dangerous than the agent's file, which holds pickles, too
     if command_line.is_file():
-        arguments = yaml.load(command_line.read_text(), Loader=yaml.UnsafeLoader)["env_kwargs"] or arguments
+        arguments = read_saved(command_line)["env_kwargs"] or arguments
     wrapper, n_frames = get_wrapper_class(settings), settings.get("frame_stack")
     if n_frames is None:
         return arguments, wrapper
-    # Without a frame stack, the model has the statistics of VecNormalize itself
+    # Without a frame stack, the model has the statistics of VecNormalize itself. Unpickled like the agent's file
     normalization = pickle.loads((folder / "vecnormalize.pkl").read_bytes()) if settings["normalize"] else None
     return arguments, lambda env: StackedFrames(env if wrapper is None else wrapper(env), n_frames, normalization)
 

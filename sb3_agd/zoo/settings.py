@@ -61,6 +61,14 @@ def readable(value: Any) -> Any:
     return value
 
 
+def read_saved(file: Path) -> dict[str, Any]:
+    """
+    :param file: What the zoo saved beside an agent: ``args.yml``, the command line of its training, or ``config.yml``
+    :return: The content. What is loaded is no more dangerous than the agent's file, which holds pickles, too
+    """
+    return dict(yaml.unsafe_load(file.read_text()))
+
+
 def find_config(config: str | None, algo: str, env_id: str) -> str | None:
     """
     :param config: What the user gave as ``-conf``
